@@ -1,0 +1,66 @@
+import pytest
+import torch
+
+from tests.masks import expand, random_mask
+from videomac_mm.sparse import VisiblePatches
+
+
+@pytest.mark.parametrize('side', [1, 3, 8])
+def test_pack_unpack__round_trip_keeps_visible_and_zeroes_hidden(side):
+    mask = random_mask(2, (3, 4), 5)
+    maps = torch.randn(2, 6, 3 * side, 4 * side)
+    patches = VisiblePatches(mask)
+    tiles = patches.pack(maps)
+    assert tiles.shape == (10, 6, side, side)
+    assert tiles.is_contiguous(memory_format=torch.channels_last)
+    hidden = expand(mask, maps.shape[-2:])
+    torch.testing.assert_close(patches.unpack(tiles), maps.masked_fill(hidden, 0.0))
+    torch.testing.assert_close(patches.unpack(tiles, 7.0), maps.masked_fill(hidden, 7.0))
+
+
+def test_pack__orders_tiles_by_image_row_and_column():
+    mask = torch.tensor([[[True, False], [False, True]], [[False, True], [True, False]]])
+    maps = torch.arange(8.0).view(2, 1, 2, 2)
+    assert VisiblePatches(mask).pack(maps).flatten().tolist() == [1, 2, 4, 7]
+
+
+@pytest.mark.parametrize('before, after', [(1, 1), (3, 3), (1, 0), (3, 2), (5, 5)])
+@pytest.mark.parametrize('side', [1, 2, 4])
+def test_halo__is_the_window_of_the_zero_filled_canvas(side, before, after):
+    mask = random_mask(2, (4, 3), 5)
+    patches = VisiblePatches(mask)
+    tiles = torch.randn(10, 3, side, side, dtype=torch.float64, requires_grad=True)
+    canvas = torch.nn.functional.pad(patches.unpack(tiles), (before, after, before, after))
+    size = before + side + after
+    windows = canvas.unfold(2, size, side).unfold(3, size, side)  # (B, C, h, w, q, q)
+    wanted = windows.permute(0, 2, 3, 1, 4, 5)[~mask]
+    halo = patches.halo(tiles, before, after)
+    torch.testing.assert_close(halo, wanted)
+
+    upstream = torch.randn_like(wanted)
+    torch.testing.assert_close(
+        torch.autograd.grad(halo, tiles, upstream), torch.autograd.grad(wanted, tiles, upstream)
+    )
+
+
+def test_halo__of_a_fully_visible_image_sees_all_neighbours():
+    patches = VisiblePatches(torch.zeros(1, 3, 3, dtype=torch.bool))
+    halo = patches.halo(torch.ones(9, 1, 2, 2, requires_grad=True), 2, 2)
+    assert halo[4].eq(1).all()
+    assert halo[0, 0, :2].eq(0).all()
+
+
+def test_errors__name_what_was_given():
+    with pytest.raises(TypeError, match='bool.*got torch.float32'):
+        VisiblePatches(torch.zeros(1, 2, 2))
+    with pytest.raises(ValueError, match=r'got \(2, 2\)'):
+        VisiblePatches(torch.zeros(2, 2, dtype=torch.bool))
+    with pytest.raises(ValueError, match='hides every patch'):
+        VisiblePatches(torch.ones(1, 2, 2, dtype=torch.bool))
+    unequal = torch.tensor([[[True, False]], [[False, False]]])
+    with pytest.raises(ValueError, match=r'same number of patches, got \[1, 2\]'):
+        VisiblePatches(unequal)
+    patches = VisiblePatches(random_mask(1, (2, 2), 1))
+    for shape in [(1, 3, 4, 5), (1, 3, 4, 8), (2, 3, 4, 4)]:
+        with pytest.raises(ValueError, match='do not fit a mask of shape'):
+            patches.pack(torch.zeros(shape))

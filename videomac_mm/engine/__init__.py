@@ -1,0 +1,3 @@
+from .hooks import ReconstructionHook, TargetEMAHook
+
+__all__ = ['ReconstructionHook', 'TargetEMAHook']

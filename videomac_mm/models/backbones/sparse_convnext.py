@@ -1,0 +1,278 @@
+"""ConvNeXt V1 and V2, dense without a mask and sparse with one."""
+
+from typing import Dict, List, Optional, Sequence, Tuple, Union
+
+import torch
+import torch.utils.checkpoint as cp
+from mmengine.model import ModuleList
+from mmpretrain.models.backbones.base_backbone import BaseBackbone
+from mmpretrain.models.backbones.convnext import ConvNeXt, ConvNeXtBlock
+from mmpretrain.models.utils import build_norm_layer
+from torch import Tensor, nn
+
+from ...registry import MODELS
+from ...sparse import PatchConv2d, PatchDropPath, PatchGRN, VisiblePatches
+
+
+class SparseConvNeXtBlock(ConvNeXtBlock):
+    """mmpretrain's ConvNeXt block, whose depth-wise conv, GRN and drop path know the mask.
+
+    Args:
+        in_channels: C.
+        drop_path_rate: share of images that skip the block in training, in [0, 1).
+        grn_scope: 'sample' or 'batch', see `PatchGRN`.
+        **kwargs: as ``mmpretrain``'s ``ConvNeXtBlock``.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        drop_path_rate: float = 0.0,
+        grn_scope: str = 'sample',
+        dw_conv_cfg: dict = dict(kernel_size=7, padding=3),
+        norm_cfg: dict = dict(type='videomac_mm.LN2d', eps=1e-6),
+        **kwargs,
+    ) -> None:
+        super().__init__(in_channels, dw_conv_cfg=dw_conv_cfg, norm_cfg=norm_cfg, **kwargs)
+        self.depthwise_conv = PatchConv2d(
+            in_channels, in_channels, groups=in_channels, **dw_conv_cfg
+        )
+        self.drop_path = PatchDropPath(drop_path_rate)
+        if self.grn is not None:
+            self.grn = PatchGRN(self.grn.in_channels, scope=grn_scope)
+
+    def forward(self, x: Tensor, patches: Optional[VisiblePatches] = None) -> Tensor:
+        """Dense maps (B, C, H, W), or with ``patches`` tiles (B*K, C, p, p)."""
+        if self.with_cp and x.requires_grad:
+            return cp.checkpoint(self._forward, x, patches, use_reentrant=False)
+        return self._forward(x, patches)
+
+    def _forward(self, x: Tensor, patches: Optional[VisiblePatches]) -> Tensor:
+        shortcut = x
+        x = self.norm(self.depthwise_conv(x, patches))
+        if self.linear_pw_conv:
+            x = x.permute(0, 2, 3, 1)  # (N, C, H, W) -> (N, H, W, C)
+        x = self.act(self.pointwise_conv1(x))
+        if self.grn is not None and self.linear_pw_conv:
+            x = self.grn(x, patches)
+        elif self.grn is not None:
+            x = self.grn(x.permute(0, 2, 3, 1), patches).permute(0, 3, 1, 2)
+        x = self.pointwise_conv2(x)
+        if self.linear_pw_conv:
+            x = x.permute(0, 3, 1, 2)  # (N, H, W, C) -> (N, C, H, W)
+        if self.gamma is not None:
+            x = x * self.gamma[:, None, None]
+        return shortcut + self.drop_path(x, patches)
+
+
+@MODELS.register_module()
+class SparseConvNeXt(ConvNeXt):
+    """`ConvNeXt <https://arxiv.org/abs/2201.03545>`_ and `V2
+    <https://arxiv.org/abs/2301.00808>`_ that compute what a mask leaves visible.
+
+    ``forward(x)`` is the dense network; with default settings its state dict and its
+    outputs are those of ``mmpretrain.ConvNeXt``. ``forward(x, mask)`` runs the same weights
+    on the visible patches alone: hidden pixels are never read.
+
+    VideoMAC's encoders (arXiv 2402.19082) take ``layer_scale_init_value=0.`` and
+    ``stage_norm='inline'``, V2 also ``use_grn=True``; for exact parity with the official
+    code ``grn_scope='batch'``.
+
+    Args:
+        arch: a name of ``arch_settings``, or a dict with ``depths``, ``channels`` and
+            optionally ``stem_patch_size``. Defaults to 'tiny'.
+        in_channels: channels of the image. Defaults to 3.
+        stem_patch_size: pixels; the ``arch``'s own, or 4, if None. Defaults to None.
+        norm_cfg: norm layers. Defaults to ``dict(type='videomac_mm.LN2d', eps=1e-6)``.
+        act_cfg: activation. Defaults to ``dict(type='GELU')``.
+        linear_pw_conv: point-wise convs as `torch.nn.Linear`. Defaults to True.
+        use_grn: GRN in the blocks (V2). Defaults to False.
+        grn_scope: under a mask, pool GRN over the visible sites of each 'sample' or of the
+            whole 'batch'. Defaults to 'sample'.
+        stage_norm: norm of each stage's output: 'side', only of what is returned, or
+            'inline', of every stage and fed to the next. Defaults to 'side'.
+        drop_path_rate: largest stochastic depth rate, in [0, 1). Defaults to 0.
+        layer_scale_init_value: 0 leaves layer scale out. Defaults to 1e-6.
+        out_indices: stages to return. Defaults to -1, the last.
+        frozen_stages: number of first stages to freeze. Defaults to 0.
+        gap_before_final_norm: return vectors (B, C), averaged over space (over the visible
+            sites under a mask) before the norm. Defaults to None: True for 'side' norms,
+            as in mmpretrain, False for 'inline' ones.
+        with_cp: activation checkpointing of the blocks. Defaults to False.
+        init_cfg: initialisation. Defaults to truncated normal, std 0.02.
+
+    Raises:
+        ValueError: for an unknown ``arch`` (names those known), ``stage_norm``,
+            ``grn_scope`` or stage index, or gap before an inline norm.
+    """
+
+    arch_settings = {
+        **ConvNeXt.arch_settings,
+        'isotropic-small': dict(depths=[18], channels=[384], stem_patch_size=16),
+        'isotropic-base': dict(depths=[18], channels=[768], stem_patch_size=16),
+    }
+
+    def __init__(
+        self,
+        arch: Union[str, dict] = 'tiny',
+        in_channels: int = 3,
+        stem_patch_size: Optional[int] = None,
+        norm_cfg: dict = dict(type='videomac_mm.LN2d', eps=1e-6),
+        act_cfg: dict = dict(type='GELU'),
+        linear_pw_conv: bool = True,
+        use_grn: bool = False,
+        grn_scope: str = 'sample',
+        stage_norm: str = 'side',
+        drop_path_rate: float = 0.0,
+        layer_scale_init_value: float = 1e-6,
+        out_indices: Union[int, Sequence[int]] = -1,
+        frozen_stages: int = 0,
+        gap_before_final_norm: Optional[bool] = None,
+        with_cp: bool = False,
+        init_cfg: Optional[Union[dict, List[dict]]] = [
+            dict(type='TruncNormal', layer=['Conv2d', 'Linear'], std=0.02, bias=0.0),
+            dict(type='Constant', layer=['LayerNorm'], val=1.0, bias=0.0),
+        ],
+    ) -> None:
+        BaseBackbone.__init__(self, init_cfg=init_cfg)
+        arch = self._resolve(arch)
+        self.depths, self.channels = arch['depths'], arch['channels']
+        self.num_stages = len(self.depths)
+        if stage_norm not in ('side', 'inline'):
+            raise ValueError(f"stage_norm must be 'side' or 'inline', got {stage_norm!r}")
+        if gap_before_final_norm is None:
+            gap_before_final_norm = stage_norm == 'side'
+        elif gap_before_final_norm and stage_norm == 'inline':
+            raise ValueError(
+                "gap_before_final_norm=True needs stage_norm='side': an inline norm "
+                'comes before any pooling'
+            )
+        self.stage_norm = stage_norm
+        self.gap_before_final_norm = gap_before_final_norm
+        self.out_indices = self._stages_of(out_indices)
+        self.frozen_stages = frozen_stages
+
+        stem_patch_size = stem_patch_size or arch.get('stem_patch_size', 4)
+        self.stride = stem_patch_size * 2 ** (self.num_stages - 1)
+        rates = torch.linspace(0, drop_path_rate, sum(self.depths)).tolist()
+        self.downsample_layers = ModuleList()
+        self.stages = ModuleList()
+        for stage, (depth, channels) in enumerate(zip(self.depths, self.channels)):
+            if stage == 0:
+                # A PatchConv2d only to tell the stem from the later down-sampling convs,
+                # which VideoMAC initialises differently.
+                stem = PatchConv2d(in_channels, channels, stem_patch_size, stem_patch_size)
+                layer = nn.Sequential(stem, build_norm_layer(norm_cfg, channels))
+            else:
+                last = self.channels[stage - 1]
+                layer = nn.Sequential(
+                    build_norm_layer(norm_cfg, last), nn.Conv2d(last, channels, 2, 2)
+                )
+            self.downsample_layers.append(layer)
+            first = sum(self.depths[:stage])
+            blocks = [
+                SparseConvNeXtBlock(
+                    channels,
+                    drop_path_rate=rate,
+                    norm_cfg=norm_cfg,
+                    act_cfg=act_cfg,
+                    linear_pw_conv=linear_pw_conv,
+                    layer_scale_init_value=layer_scale_init_value,
+                    use_grn=use_grn,
+                    grn_scope=grn_scope,
+                    with_cp=with_cp,
+                )
+                for rate in rates[first : first + depth]
+            ]
+            self.stages.append(ModuleList(blocks))
+            if stage_norm == 'inline' or stage in self.out_indices:
+                self.add_module(f'norm{stage}', build_norm_layer(norm_cfg, channels))
+        self._freeze_stages()
+
+    def forward(self, x: Tensor, mask: Optional[Tensor] = None) -> Tuple[Tensor, ...]:
+        """Compute the features of dense images, or of their visible patches.
+
+        Args:
+            x (B, C, H, W): images. With a mask, H and W are whole and equal multiples of
+                its grid, and its patches whole multiples of the network's stride.
+            mask (B, h, w): bool, True = hidden.
+
+        Returns:
+            For each of ``out_indices`` a map (B, C, H/stride, W/stride), zero where hidden;
+            or a vector (B, C) if ``gap_before_final_norm``.
+
+        Raises:
+            ValueError: if image and mask do not fit each other or the stride.
+        """
+        patches = None
+        x = x.contiguous(memory_format=torch.channels_last)
+        if mask is not None:
+            patches = VisiblePatches(mask)
+            x = patches.pack(x, self.stride)
+        outs = []
+        for stage, blocks in enumerate(self.stages):
+            x = self.downsample_layers[stage](x)
+            for block in blocks:
+                x = block(x, patches)
+            norm = getattr(self, f'norm{stage}', None)
+            if self.stage_norm == 'inline':
+                x = norm(x)
+            if stage in self.out_indices:
+                outs.append(self._output(x, norm, patches))
+        return tuple(outs)
+
+    def train(self, mode: bool = True) -> 'SparseConvNeXt':
+        """Set the mode, and return the network, which mmpretrain's method forgets."""
+        super().train(mode)
+        return self
+
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> Tuple[int, int]:
+        """The depth of a parameter, for layer-wise learning rate decay.
+
+        Args:
+            param_name: name of the parameter.
+            prefix: what precedes the backbone's own names.
+
+        Returns:
+            Layer of the parameter and number of layers. Isotropic networks count blocks.
+        """
+        if self.num_stages > 1:
+            return super().get_layer_depth(param_name, prefix)
+        num_layers = self.depths[0] + 2
+        if not param_name.startswith(prefix + 'downsample_layers'):
+            names = param_name[len(prefix) :].split('.')
+            inside = param_name.startswith(prefix) and names[0] == 'stages'
+            return (int(names[2]) + 1 if inside else num_layers - 1), num_layers
+        return 0, num_layers
+
+    def _output(self, x: Tensor, norm: nn.Module, patches: Optional[VisiblePatches]) -> Tensor:
+        if self.gap_before_final_norm:
+            sites = x.permute(0, 2, 3, 1)
+            sites = patches.per_image(sites) if patches else sites.flatten(1, 2)
+            return norm(sites.mean(1)[:, :, None, None]).flatten(1)
+        if self.stage_norm == 'side':
+            x = norm(x)
+        return patches.unpack(x) if patches else x
+
+    def _resolve(self, arch: Union[str, dict]) -> Dict:
+        if isinstance(arch, str):
+            if arch not in self.arch_settings:
+                raise ValueError(
+                    f'unknown arch {arch!r}; choose from {sorted(self.arch_settings)} or '
+                    'give a dict with depths and channels'
+                )
+            return self.arch_settings[arch]
+        if not {'depths', 'channels'} <= set(arch) or len(arch['depths']) != len(arch['channels']):
+            raise ValueError(
+                f'an arch dict needs depths and channels of the same length, got {arch}'
+            )
+        return arch
+
+    def _stages_of(self, out_indices: Union[int, Sequence[int]]) -> List[int]:
+        given = [out_indices] if isinstance(out_indices, int) else list(out_indices)
+        stages = [index + self.num_stages if index < 0 else index for index in given]
+        if any(not 0 <= stage < self.num_stages for stage in stages):
+            raise ValueError(
+                f'out_indices {given} must lie in [{-self.num_stages}, {self.num_stages - 1}]'
+            )
+        return stages

@@ -1,0 +1,171 @@
+"""ResNet, dense without a mask and sparse with one."""
+
+import math
+from typing import List, Optional, Tuple, Union
+
+import torch
+import torch.utils.checkpoint as cp
+from mmcv.cnn import build_activation_layer, build_norm_layer
+from mmpretrain.models.backbones.resnet import BasicBlock, Bottleneck, ResNet
+from torch import Tensor, nn
+
+from ...registry import MODELS
+from ...sparse import PatchDropPath, PatchMaxPool2d, VisiblePatches
+
+
+class _SparseBlock:
+    """What both residual blocks of mmpretrain need in order to know the mask."""
+
+    def __init__(self, *args, drop_path_rate: float = 0.0, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.drop_path = PatchDropPath(drop_path_rate)
+
+    def forward(self, x: Tensor, patches: Optional[VisiblePatches] = None) -> Tensor:
+        """Dense maps (B, C, H, W), or with ``patches`` tiles (B*K, C, p, p)."""
+        if self.with_cp and x.requires_grad:
+            return cp.checkpoint(self._forward, x, patches, use_reentrant=False)
+        return self._forward(x, patches)
+
+    def _forward(self, x: Tensor, patches: Optional[VisiblePatches]) -> Tensor:
+        identity = x if self.downsample is None else self.downsample(x)
+        out = self._residual(x, patches)
+        return self.relu(self.drop_path(out, patches) + identity)
+
+
+class SparseBasicBlock(_SparseBlock, BasicBlock):
+    """mmpretrain's ``BasicBlock`` on maps or tiles."""
+
+    def _residual(self, x: Tensor, patches: Optional[VisiblePatches]) -> Tensor:
+        x = self.relu(self.norm1(self.conv1(x, patches)))
+        return self.norm2(self.conv2(x, patches))
+
+
+class SparseBottleneck(_SparseBlock, Bottleneck):
+    """mmpretrain's ``Bottleneck`` on maps or tiles."""
+
+    def _residual(self, x: Tensor, patches: Optional[VisiblePatches]) -> Tensor:
+        x = self.relu(self.norm1(self.conv1(x)))
+        x = self.relu(self.norm2(self.conv2(x, patches)))
+        return self.norm3(self.conv3(x))
+
+
+@MODELS.register_module()
+class SparseResNet(ResNet):
+    """`ResNet <https://arxiv.org/abs/1512.03385>`_ that computes what a mask leaves visible.
+
+    ``forward(x)`` is the dense network; ``variant='standard'`` has the state dict and the
+    outputs of ``mmpretrain.ResNet``. ``forward(x, mask)`` runs the same weights on the
+    visible patches alone: hidden pixels are never read, and batch norm takes its statistics
+    from visible sites.
+
+    Args:
+        depth: 18, 34, 50, 101 or 152.
+        variant: 'standard' (7x7 stem, max-pool, BN, ReLU), or 'videomac' (4x4 patch stem,
+            LayerNorm, GELU: the modified ResNet of VideoMAC, arXiv 2402.19082). Defaults
+            to 'standard'.
+        norm_cfg: norm layers. Defaults to None, the ``variant``'s own.
+        act_cfg: activation. Defaults to None, the ``variant``'s own.
+        zero_init_residual: start residual branches at zero. Defaults to None: True for
+            'standard', as in mmpretrain, False for 'videomac'.
+        conv_cfg: must be left at None: the convs are `PatchConv2d`.
+        **kwargs: as ``mmpretrain.ResNet``; without ``deep_stem`` and ``avg_down``.
+
+    Raises:
+        ValueError: for an unknown ``depth`` or ``variant``, or an option that has no sparse
+            form.
+    """
+
+    arch_settings = {
+        depth: (SparseBasicBlock if block is BasicBlock else SparseBottleneck, blocks)
+        for depth, (block, blocks) in ResNet.arch_settings.items()
+    }
+
+    def __init__(
+        self,
+        depth: int,
+        *args,
+        variant: str = 'standard',
+        norm_cfg: Optional[dict] = None,
+        act_cfg: Optional[dict] = None,
+        zero_init_residual: Optional[bool] = None,
+        conv_cfg: Optional[dict] = None,
+        init_cfg: Optional[Union[dict, List[dict]]] = [
+            dict(type='Kaiming', layer=['Conv2d']),
+            dict(type='Constant', val=1, layer=['_BatchNorm', 'GroupNorm', 'LayerNorm']),
+        ],
+        **kwargs,
+    ) -> None:
+        if depth not in self.arch_settings:
+            raise ValueError(f'unknown depth {depth!r}; choose from {sorted(self.arch_settings)}')
+        if variant not in ('standard', 'videomac'):
+            raise ValueError(f"variant must be 'standard' or 'videomac', got {variant!r}")
+        refused = [key for key in ('deep_stem', 'avg_down') if kwargs.get(key)]
+        if conv_cfg is not None or refused:
+            raise ValueError(
+                f'{refused or "conv_cfg"} cannot be set: SparseResNet has its own convs, '
+                'a plain stem and strided shortcuts'
+            )
+        standard = variant == 'standard'
+        self.variant = variant
+        self.act_cfg = act_cfg or dict(type='ReLU' if standard else 'GELU')
+        default_norm = dict(type='BN') if standard else dict(type='videomac_mm.LN2d', eps=1e-6)
+        super().__init__(
+            depth,
+            *args,
+            conv_cfg=dict(type='videomac_mm.PatchConv2d'),
+            norm_cfg=norm_cfg or default_norm,
+            zero_init_residual=standard if zero_init_residual is None else zero_init_residual,
+            init_cfg=init_cfg,
+            **kwargs,
+        )
+
+    def make_res_layer(self, **kwargs) -> nn.Module:
+        """Build one stage; called by ``mmpretrain.ResNet``."""
+        return super().make_res_layer(act_cfg=self.act_cfg, **kwargs)
+
+    def forward(self, x: Tensor, mask: Optional[Tensor] = None) -> Tuple[Tensor, ...]:
+        """Compute the features of dense images, or of their visible patches.
+
+        Args:
+            x (B, C, H, W): images. With a mask, H and W are whole and equal multiples of
+                its grid, and its patches whole multiples of the network's stride.
+            mask (B, h, w): bool, True = hidden.
+
+        Returns:
+            For each of ``out_indices`` a map (B, C, H/stride, W/stride), zero where hidden.
+
+        Raises:
+            ValueError: if image and mask do not fit each other or the stride.
+        """
+        patches = None
+        x = x.contiguous(memory_format=torch.channels_last)
+        if mask is not None:
+            patches = VisiblePatches(mask)
+            x = patches.pack(x, stride=4 * math.prod(self.strides))
+        if self.variant == 'standard':
+            x = self.relu(self.norm1(self.conv1(x, patches)))
+            x = self.maxpool(x, patches)
+        else:
+            x = self.norm1(self.conv1(x))
+        outs = []
+        for stage, name in enumerate(self.res_layers):
+            for block in getattr(self, name):
+                x = block(x, patches)
+            if stage in self.out_indices:
+                outs.append(patches.unpack(x) if patches else x)
+        return tuple(outs)
+
+    def train(self, mode: bool = True) -> 'SparseResNet':
+        """Set the mode, and return the network, which mmpretrain's method forgets."""
+        super().train(mode)
+        return self
+
+    def _make_stem_layer(self, in_channels: int, stem_channels: int) -> None:
+        if self.variant == 'standard':
+            super()._make_stem_layer(in_channels, stem_channels)
+            self.relu = build_activation_layer(self.act_cfg)
+            self.maxpool = PatchMaxPool2d(kernel_size=3, stride=2, padding=1)
+            return
+        self.conv1 = nn.Conv2d(in_channels, stem_channels, kernel_size=4, stride=4)
+        self.norm1_name, norm1 = build_norm_layer(self.norm_cfg, stem_channels, postfix=1)
+        self.add_module(self.norm1_name, norm1)

@@ -1,0 +1,143 @@
+"""VideoMAC: masked autoencoders of two frames that must agree."""
+
+from typing import Dict, List, Optional, Tuple, Union
+
+import torch
+from mmpretrain.models.selfsup import BaseSelfSupervisor
+from torch import Tensor, nn
+
+from ...registry import MODELS, TASK_UTILS
+from ..target_network import TargetNetwork
+
+
+@MODELS.register_module()
+class VideoMAC(BaseSelfSupervisor):
+    """`VideoMAC: Video Masked Autoencoders Meet ConvNets
+    <https://arxiv.org/abs/2402.19082>`_.
+
+    The online network sees the visible patches of a frame, its moving average (the target)
+    those of a later frame under the same mask. Both reconstruct what is hidden, and the
+    online network is drawn to what the target predicts. `TargetEMAHook` moves the target.
+
+    Args:
+        backbone: a sparse encoder, ``forward(x, mask) -> tuple`` of maps.
+        neck: the decoder, ``forward(x, mask) -> (B, L, P)``.
+        head: `PixelHead`.
+        mask_generator: Defaults to `RandomPatchMask`: 32-pixel patches, 75 % hidden.
+        consistency_loss: Defaults to `ConsistencyLoss` with weight 1.
+        data_preprocessor: must be written out: ``mmaction.ActionDataPreprocessor`` with
+            ``format_shape='NCTHW'``.
+        init_cfg: initialisation. Defaults to None.
+    """
+
+    def __init__(
+        self,
+        backbone: dict,
+        neck: dict,
+        head: dict,
+        mask_generator: dict = dict(type='videomac_mm.RandomPatchMask'),
+        consistency_loss: dict = dict(type='videomac_mm.ConsistencyLoss'),
+        data_preprocessor: Optional[Union[dict, nn.Module]] = None,
+        init_cfg: Optional[Union[dict, List[dict]]] = None,
+    ) -> None:
+        super().__init__(
+            backbone, neck, head, data_preprocessor=data_preprocessor, init_cfg=init_cfg
+        )
+        self.mask_generator = TASK_UTILS.build(mask_generator)
+        self.consistency_loss = MODELS.build(consistency_loss)
+        self.target = TargetNetwork(backbone=self.backbone, neck=self.neck)
+
+    def init_weights(self) -> None:
+        """Initialise the online network, and the target as its copy."""
+        super().init_weights()
+        self.target.follow(self, momentum=0.0)
+
+    def loss(
+        self,
+        inputs: Tensor,
+        data_samples: Optional[list] = None,
+        mask: Optional[Tensor] = None,
+    ) -> Dict[str, Tensor]:
+        """The three terms; their sum is the total of the paper.
+
+        Args:
+            inputs (B, V, C, 2, H, W): V pairs of frames per video, normalised.
+            data_samples: unused.
+            mask (B*V, h, w): bool, True = hidden, the same for both frames; drawn at random
+                if None.
+
+        Returns:
+            ``loss_online``, ``loss_target`` (reported: no gradient flows from it) and
+            ``loss_consistency``.
+
+        Raises:
+            ValueError, TypeError: for inputs or a mask of the wrong shape or type.
+        """
+        frame, later_frame = self._frames(inputs)
+        mask = self._mask(frame, mask)
+        pred, target_pred = self._predict(frame, later_frame, mask)
+        return dict(
+            loss_online=self.head.loss(pred, frame, mask),
+            loss_target=self.head.loss(target_pred, later_frame, mask),
+            loss_consistency=self.consistency_loss(pred, target_pred, mask),
+        )
+
+    @torch.no_grad()
+    def reconstruct(self, inputs: Tensor, mask: Optional[Tensor] = None) -> Dict[str, Tensor]:
+        """Show what the networks see and what they make of it.
+
+        Args:
+            inputs (B, V, C, 2, H, W): as in `loss`.
+            mask (B*V, h, w): as in `loss`.
+
+        Returns:
+            ``original``, ``masked`` (hidden pixels are zero, the mean colour) and
+            ``predicted`` (pasted into the visible pixels), each (B*V, C, 2, H, W) in the range
+            of ``inputs``; the first frame is the online network's, the second the target's.
+        """
+        frames = self._frames(inputs)
+        mask = self._mask(frames[0], mask)
+        preds = self._predict(*frames, mask)
+        pictures = [self.head.picture(*pair, mask) for pair in zip(preds, frames)]
+        original = torch.stack(frames, 2)  # (B*V, C, 2, H, W)
+        hidden = nn.functional.interpolate(mask[:, None].float(), original.shape[-2:])
+        return dict(
+            original=original,
+            masked=original.masked_fill(hidden[:, :, None].bool(), 0.0),
+            predicted=torch.stack(pictures, 2),
+        )
+
+    def extract_feat(self, inputs: Tensor, mask: Optional[Tensor] = None) -> Tuple[Tensor, ...]:
+        """Features of the online backbone.
+
+        Args:
+            inputs (B, C, H, W): images, or (B, V, C, T, H, W): clips, whose frames become
+                B*V*T images.
+            mask: for as many images; True = hidden.
+
+        Returns:
+            As the backbone.
+        """
+        if inputs.ndim == 6:
+            inputs = inputs.transpose(2, 3).flatten(0, 2)
+        return self.backbone(inputs, mask)
+
+    def _predict(self, frame: Tensor, later_frame: Tensor, mask: Tensor) -> Tuple[Tensor, Tensor]:
+        pred = self.neck(self.backbone(frame, mask)[-1], mask)
+        with torch.no_grad():
+            features = self.target.backbone(later_frame, mask)[-1]
+            target_pred = self.target.neck(features, mask)
+        return pred, target_pred
+
+    def _frames(self, inputs: Tensor) -> Tuple[Tensor, Tensor]:
+        if inputs.ndim != 6 or inputs.shape[3] != 2:
+            raise ValueError(
+                'VideoMAC needs pairs of frames (B, V, C, 2, H, W), got a tensor of shape '
+                f'{tuple(inputs.shape)}'
+            )
+        return inputs.flatten(0, 1).unbind(2)
+
+    def _mask(self, frame: Tensor, mask: Optional[Tensor]) -> Tensor:
+        if mask is None:
+            return self.mask_generator(frame)
+        return self.mask_generator.check(mask, frame)

@@ -1,0 +1,13 @@
+"""Masked ConvNets on their visible patches alone: plain torch, no registry, no config."""
+
+from .modules import LayerNorm2d, PatchConv2d, PatchDropPath, PatchGRN, PatchMaxPool2d
+from .patches import VisiblePatches
+
+__all__ = [
+    'LayerNorm2d',
+    'PatchConv2d',
+    'PatchDropPath',
+    'PatchGRN',
+    'PatchMaxPool2d',
+    'VisiblePatches',
+]

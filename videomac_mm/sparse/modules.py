@@ -1,0 +1,189 @@
+"""The few layers that must know the mask. Without one each is its ordinary dense layer."""
+
+from typing import Callable, Optional
+
+import torch
+import torch.nn.functional as F
+from mmcv.cnn.bricks import DropPath
+from torch import Tensor, nn
+
+from .patches import VisiblePatches
+
+
+class _Window:
+    """How far a conv or pooling window of a tile reaches over the tile's border."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        sizes = [
+            (value, value) if isinstance(value, int) else tuple(value)
+            for value in (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
+        ]
+        if any(first != second for first, second in sizes):
+            raise ValueError(f'a patch layer needs square windows, got {layer}')
+        (kernel, _), (self.stride, _), (padding, _), (dilation, _) = sizes
+        kernel = dilation * (kernel - 1) + 1
+        # Output site i reads stride*i - padding ... stride*i - padding + kernel - 1.
+        self.before = padding
+        self.after = max(kernel - self.stride - padding, 0)
+        # Only then is a map of n*stride sites brought to n sites, tile by tile or as a whole.
+        if not kernel - self.stride <= 2 * padding < kernel:
+            raise ValueError(
+                'a patch layer maps n*stride sites to n, which takes '
+                f'kernel - stride <= 2*padding < kernel; got kernel {kernel}, '
+                f'stride {self.stride}, padding {padding}'
+            )
+
+    def run(
+        self,
+        layer: Callable[[Tensor], Tensor],
+        valid: Callable[[Tensor], Tensor],
+        tiles: Tensor,
+        patches: VisiblePatches,
+        execution: str,
+        fill: float,
+    ) -> Tensor:
+        """Run ``valid`` (no padding) on halos or ``layer`` (padded) on a canvas."""
+        side = tiles.shape[-1]
+        if side % self.stride:
+            raise ValueError(
+                f'tiles of side {side} cannot be strided by {self.stride}: the mask patches '
+                'are smaller than the stride of the network'
+            )
+        if self.before == self.after == 0:
+            return valid(tiles)
+        if execution == 'auto':
+            halo, canvas = patches.num_sites(side, self.before, self.after)
+            execution = 'halo' if halo < canvas else 'canvas'
+        if execution == 'halo':
+            return valid(patches.halo(tiles, self.before, self.after, fill))
+        return patches.pack(layer(patches.unpack(tiles, fill)))
+
+
+class PatchConv2d(nn.Conv2d):
+    """`torch.nn.Conv2d` that can run on packed tiles; same parameters, same keys.
+
+    On tiles it equals the dense conv on maps whose hidden sites are zero, read at the
+    visible sites. Kernels that stay inside a tile run on it as they are. Others run on
+    tiles with their ``halo``, or on a ``canvas`` (the whole map); the results agree up to
+    rounding.
+
+    Args:
+        execution: 'auto' (whichever reads fewer sites), 'halo' or 'canvas'.
+            Defaults to 'auto'.
+        *args, **kwargs: as `torch.nn.Conv2d`; square, and ``padding`` such that a map of
+            n*stride sites gives n.
+
+    Raises:
+        ValueError: for windows that do not map tiles to tiles, or an unknown ``execution``.
+
+    Source: own.
+    """
+
+    def __init__(self, *args, execution: str = 'auto', **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        if execution not in ('auto', 'halo', 'canvas'):
+            raise ValueError(f"execution must be 'auto', 'halo' or 'canvas', got {execution!r}")
+        self.execution = execution
+        self._window = _Window(self)
+
+    @property
+    def crosses_tiles(self) -> bool:
+        """Whether a window reads beyond the tile that it writes to."""
+        return self._window.before > 0 or self._window.after > 0
+
+    def forward(self, x: Tensor, patches: Optional[VisiblePatches] = None) -> Tensor:
+        """Dense maps (B, C, H, W), or with ``patches`` tiles (B*K, C, p, p)."""
+        if patches is None:
+            return super().forward(x)
+        return self._window.run(super().forward, self._valid, x, patches, self.execution, fill=0.0)
+
+    def _valid(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+
+class PatchMaxPool2d(nn.MaxPool2d):
+    """`torch.nn.MaxPool2d` that can run on packed tiles.
+
+    Hidden sites are absent, as sites outside of the image are: the maximum is over the
+    visible sites of a window alone.
+
+    Args:
+        *args, **kwargs: as `torch.nn.MaxPool2d`, with the limits of `PatchConv2d`.
+    """
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self._window = _Window(self)
+
+    def forward(self, x: Tensor, patches: Optional[VisiblePatches] = None) -> Tensor:
+        """Dense maps (B, C, H, W), or with ``patches`` tiles (B*K, C, p, p)."""
+        if patches is None:
+            return super().forward(x)
+        return self._window.run(
+            super().forward, self._valid, x, patches, 'auto', fill=float('-inf')
+        )
+
+    def _valid(self, x: Tensor) -> Tensor:
+        return F.max_pool2d(x, self.kernel_size, self.stride, 0, self.dilation)
+
+
+class PatchGRN(nn.Module):
+    """Global Response Normalization (`ConvNeXt V2 <https://arxiv.org/abs/2301.00808>`_, §3.3).
+
+    Keys and dense results are those of ``mmpretrain.GRN``.
+
+    Args:
+        in_channels: C.
+        eps: added to the mean response.
+        scope: what the response is pooled over under a mask: 'sample', the visible sites of
+            one image, or 'batch', those of all images, as VideoMAC's official code does.
+            Dense maps are always pooled per image. Defaults to 'sample'.
+
+    Raises:
+        ValueError: for another ``scope``.
+    """
+
+    def __init__(self, in_channels: int, eps: float = 1e-6, scope: str = 'sample') -> None:
+        super().__init__()
+        if scope not in ('sample', 'batch'):
+            raise ValueError(f"grn scope must be 'sample' or 'batch', got {scope!r}")
+        self.gamma = nn.Parameter(torch.zeros(in_channels))
+        self.beta = nn.Parameter(torch.zeros(in_channels))
+        self.eps = eps
+        self.scope = scope
+
+    def forward(self, x: Tensor, patches: Optional[VisiblePatches] = None) -> Tensor:
+        """Channels-last maps (B, H, W, C), or with ``patches`` tiles (B*K, p, p, C)."""
+        if patches is None:
+            sites = x.flatten(1, 2)
+        elif self.scope == 'sample':
+            sites = patches.per_image(x)
+        else:
+            sites = x.reshape(1, -1, x.shape[-1])
+        # float32 at least, for the sum over thousands of sites; `tiny` keeps the gradient of
+        # the root finite in a channel that is zero everywhere.
+        wide = sites if sites.dtype == torch.float64 else sites.float()
+        energy = wide.square().sum(1, keepdim=True)  # (B, 1, C)
+        response = (energy + torch.finfo(energy.dtype).tiny).sqrt()
+        response = response / (response.mean(-1, keepdim=True) + self.eps)
+        scale = torch.addcmul(torch.ones_like(self.gamma), self.gamma, response)
+        out = torch.addcmul(self.beta.to(x.dtype), scale.to(x.dtype), sites)
+        return out.view_as(x)
+
+
+class PatchDropPath(DropPath):
+    """Stochastic depth that drops whole images, not tiles of them."""
+
+    def forward(self, x: Tensor, patches: Optional[VisiblePatches] = None) -> Tensor:
+        """Maps (B, ...), or with ``patches`` tiles (B*K, ...)."""
+        if patches is None or not self.training or self.drop_prob == 0.0:
+            return super().forward(x)
+        images = x.unflatten(0, (patches.batch_size, -1))
+        return super().forward(images).flatten(0, 1)
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """LayerNorm over the channels of maps (N, C, H, W), which keeps channels-last memory."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)

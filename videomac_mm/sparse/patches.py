@@ -1,0 +1,228 @@
+"""The geometry of a masked batch: which patches are visible and who their neighbours are."""
+
+from typing import Tuple
+
+import torch
+from torch import Tensor
+
+
+class _Gather(torch.autograd.Function):
+    """``(R, C) -> (M, C)``: row ``table[m]``, or ``fill`` where ``table[m] == R``.
+
+    Linear in the rows, with an adjoint that is a gather itself: ``adjoint[r]`` lists the
+    places where row r went. Torch's own adjoint of ``index_select`` adds row after row.
+    """
+
+    @staticmethod
+    def forward(ctx, rows: Tensor, table: Tensor, adjoint: Tensor, fill: float) -> Tensor:
+        ctx.save_for_backward(table, adjoint)
+        return _take(rows, table, fill)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        table, adjoint = ctx.saved_tensors
+        return _GatherSum.apply(grad, adjoint, table), None, None, None
+
+
+class _GatherSum(torch.autograd.Function):
+    """``(M, C) -> (R, C)``: the sum of the rows ``table[r, :]``; the adjoint of `_Gather`."""
+
+    @staticmethod
+    def forward(ctx, rows: Tensor, table: Tensor, adjoint: Tensor) -> Tensor:
+        ctx.save_for_backward(table, adjoint)
+        taken = _take(rows.contiguous(), table.flatten(), 0.0)
+        if table.shape[1] == 1:
+            return taken
+        return taken.view(*table.shape, rows.shape[1]).sum(1)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        table, adjoint = ctx.saved_tensors
+        return _Gather.apply(grad.contiguous(), adjoint, table, 0.0), None, None
+
+
+def _take(rows: Tensor, table: Tensor, fill: float) -> Tensor:
+    rows = torch.cat([rows, rows.new_full((1, rows.shape[1]), fill)])
+    return rows.index_select(0, table)
+
+
+class VisiblePatches:
+    """A mask, turned into the geometry that layers on packed tiles ask for.
+
+    The maps of a masked batch hold K visible patches per image. Packed, they are tiles
+    ``(B*K, C, p, p)`` in channels-last memory, ordered by image and row by row inside it,
+    at every stride of the network: only the side p of a tile changes. All sites of a
+    visible patch are visible, all others do not exist.
+
+    Args:
+        mask (B, h, w): bool on the patch grid, True = hidden. Every image must hide the
+            same number of patches, and show at least one.
+
+    Raises:
+        TypeError: if ``mask`` is not bool.
+        ValueError: if it is not three-dimensional, shows nothing, or shows unequal counts.
+
+    Source: own.
+    """
+
+    # The tables depend on data, so graph compilers are kept out: they see them as inputs.
+    @torch.compiler.disable
+    def __init__(self, mask: Tensor) -> None:
+        if mask.dtype != torch.bool:
+            raise TypeError(f'mask must be bool (True = hidden), got {mask.dtype}')
+        if mask.ndim != 3:
+            raise ValueError(f'mask must have shape (B, h, w), got {tuple(mask.shape)}')
+        counts = (~mask).flatten(1).sum(1)
+        fewest, most = counts.min().item(), counts.max().item()
+        if fewest != most:
+            raise ValueError(
+                f'every image must show the same number of patches, got {counts.tolist()}'
+            )
+        if fewest == 0:
+            raise ValueError(
+                f'mask of shape {tuple(mask.shape)} hides every patch; at least one per '
+                'image must be visible'
+            )
+        self.batch_size, *grid = mask.shape
+        self.grid: Tuple[int, int] = tuple(grid)
+        self.num_visible = fewest
+        self._visible = (~mask).nonzero().unbind(1)  # image, row, column: each (B*K,)
+        self._tables = {}
+
+    def pack(self, maps: Tensor, stride: int = 1) -> Tensor:
+        """Take the visible tiles out of dense maps.
+
+        Args:
+            maps (B, C, H, W): H, W whole and equal multiples of the patch grid.
+            stride: of the network that will run on the tiles. Defaults to 1.
+
+        Returns:
+            (B*K, C, p, p) in channels-last memory.
+
+        Raises:
+            ValueError: if the maps do not fit the grid of the mask, or the tiles the stride.
+        """
+        side = self._side_of(maps)
+        if side % stride:
+            raise ValueError(
+                f'mask patches of {side} pixels are no whole multiple of the stride of {stride} '
+                'of the network'
+            )
+        sites, rows = self._canvas_tables(side)
+        packed = _Gather.apply(_rows(maps), sites, rows[:, None], 0.0)
+        return _maps(packed, -1, side, side)
+
+    def unpack(self, tiles: Tensor, fill: float = 0.0) -> Tensor:
+        """Put tiles back on dense maps; hidden sites are ``fill``.
+
+        Args:
+            tiles (B*K, C, p, p): as `pack` returns them.
+            fill: the value of hidden sites.
+
+        Returns:
+            (B, C, h*p, w*p) in channels-last memory.
+        """
+        side = tiles.shape[-1]
+        sites, rows = self._canvas_tables(side)
+        canvas = _Gather.apply(_rows(tiles), rows, sites[:, None], fill)
+        return _maps(canvas, self.batch_size, self.grid[0] * side, self.grid[1] * side)
+
+    def halo(self, tiles: Tensor, before: int, after: int, fill: float = 0.0) -> Tensor:
+        """Surround every tile by what a window reaching over its border would see.
+
+        Args:
+            tiles (B*K, C, p, p): as `pack` returns them.
+            before: sites to add above and to the left.
+            after: sites to add below and to the right.
+            fill: the value of sites that are hidden or outside of the image.
+
+        Returns:
+            (B*K, C, q, q) with ``q = before + p + after``, in channels-last memory.
+        """
+        side = tiles.shape[-1]
+        table, adjoint = self._halo_tables(side, before, after)
+        surrounded = _Gather.apply(_rows(tiles), table, adjoint, fill)
+        return _maps(surrounded, -1, before + side + after, before + side + after)
+
+    def per_image(self, tiles: Tensor) -> Tensor:
+        """View channels-last tiles ``(B*K, p, p, C)`` as the sites of their images.
+
+        Returns:
+            (B, K*p*p, C)
+        """
+        return tiles.reshape(self.batch_size, -1, tiles.shape[-1])
+
+    def num_sites(self, side: int, before: int = 0, after: int = 0) -> Tuple[int, int]:
+        """Sites per image that a conv reads: on halos, and on a canvas of the whole map."""
+        surrounded = (before + side + after) ** 2
+        return self.num_visible * surrounded, self.grid[0] * self.grid[1] * side**2
+
+    def _side_of(self, maps: Tensor) -> int:
+        size = tuple(maps.shape[-2:])
+        side = size[0] // self.grid[0]
+        if len(maps) != self.batch_size or size != (
+            side * self.grid[0],
+            side * self.grid[1],
+        ):
+            raise ValueError(
+                f'maps of shape {tuple(maps.shape)} do not fit a mask of shape '
+                f'{(self.batch_size, *self.grid)}: batch sizes must agree and height and '
+                'width be the same multiple of the patch grid'
+            )
+        return side
+
+    @torch.compiler.disable
+    def _canvas_tables(self, side: int) -> Tuple[Tensor, Tensor]:
+        """Where each packed row lies on the canvas, and which row lies on each site."""
+        if side not in self._tables:
+            image, y, x = self._coordinates(side, 0, 0)
+            height, width = self.grid[0] * side, self.grid[1] * side
+            sites = ((image * height + y) * width + x).flatten()
+            rows = sites.new_full((self.batch_size * height * width,), len(sites))
+            rows[sites] = torch.arange(len(sites), device=sites.device)
+            self._tables[side] = sites, rows
+        return self._tables[side]
+
+    @torch.compiler.disable
+    def _halo_tables(self, side: int, before: int, after: int) -> Tuple[Tensor, Tensor]:
+        """Which row lies on each site of the halos, and on which sites each row lies."""
+        key = side, before, after
+        if key not in self._tables:
+            rows = self._canvas_tables(side)[1]
+            num_rows = self.batch_size * self.num_visible * side**2
+            height, width = self.grid[0] * side, self.grid[1] * side
+            rows = torch.nn.functional.pad(
+                rows.view(self.batch_size, height, width),
+                (before, after, before, after),
+                value=num_rows,
+            )
+            image, y, x = self._coordinates(side, before, after)
+            table = rows[image, y, x].flatten()
+            # A row lies in as many halos as windows of this size, a tile apart, cover a site.
+            reach = -(-(before + side + after) // side)
+            order = table.argsort(stable=True)
+            ordered = table[order]
+            start = torch.searchsorted(ordered, torch.arange(num_rows + 1, device=table.device))
+            place = start[:-1, None] + torch.arange(reach**2, device=table.device)
+            inside = place < start[1:, None]
+            adjoint = order[place.clamp(max=len(order) - 1)]
+            self._tables[key] = table, adjoint.where(inside, len(table))
+        return self._tables[key]
+
+    def _coordinates(self, side: int, before: int, after: int) -> Tuple[Tensor, ...]:
+        """Image, row and column, broadcast to (B*K, q, q), on a canvas padded by ``before``."""
+        image, row, column = (axis[:, None, None] for axis in self._visible)
+        window = torch.arange(before + side + after, device=image.device)
+        y = row * side + window[:, None]
+        x = column * side + window[None, :]
+        return image.expand_as(y + x), y.expand_as(y + x), x.expand_as(y + x)
+
+
+def _rows(maps: Tensor) -> Tensor:
+    """(N, C, H, W) -> (N*H*W, C); a view of channels-last memory."""
+    return maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1])
+
+
+def _maps(rows: Tensor, num: int, height: int, width: int) -> Tensor:
+    """(N*H*W, C) -> (N, C, H, W), channels-last."""
+    return rows.view(num, height, width, rows.shape[1]).permute(0, 3, 1, 2)
