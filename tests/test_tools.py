@@ -1,0 +1,51 @@
+"""The command lines on a toy config, in two processes without a GPU."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import mmengine
+import pytest
+import torch
+
+TOY = Path(__file__).parent / 'toy'
+
+
+def run(command: list, folder: Path) -> None:
+    path = os.pathsep.join([str(TOY), os.environ['PYTHONPATH']])
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        port = str(probe.getsockname()[1])
+    # Without GPUs: a toy needs none, and two processes may find only one.
+    environ = dict(os.environ, PYTHONPATH=path, PORT=port, CUDA_VISIBLE_DEVICES='')
+    environ['PATH'] = os.pathsep.join([str(Path(sys.executable).parent), environ['PATH']])
+    command = [str(word) for word in command]
+    done = subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def scalars(work_dir: Path) -> list[dict]:
+    """Everything that the last run in ``work_dir`` logged."""
+    lines = max(work_dir.glob('*/vis_data/scalars.json')).read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason='torch without gloo')
+def test_dist_train_then_resume_then_test(tmp_path, root):
+    train = [root / 'tools/dist_train.sh', TOY / 'toy_config.py', 2]
+    run([*train, '--amp'], tmp_path)
+    # The work dir is named after the config; 16 samples, 4 in a batch of each process.
+    work_dir = tmp_path / 'work_dirs' / 'toy_config'
+    assert [(entry['iter'], entry['bits']) for entry in scalars(work_dir)] == [(1, 16), (2, 16)]
+
+    run([*train, '--resume', '--cfg-options', 'train_cfg.max_epochs=2'], tmp_path)
+    assert [(entry['iter'], entry['bits']) for entry in scalars(work_dir)] == [(3, 32), (4, 32)]
+
+    test = [sys.executable, root / 'tools/test.py', TOY / 'toy_config.py']
+    run([*test, work_dir / 'epoch_2.pth', '--work-dir', 'work', '--dump', 'out.pkl'], tmp_path)
+    (metrics,) = (tmp_path / 'work').glob('2*/2*.json')
+    assert json.loads(metrics.read_text())['toy/count'] == 16
+    assert len(mmengine.load(tmp_path / 'out.pkl')) == 16
