@@ -9,8 +9,9 @@ from torch import nn
 class TargetNetwork(nn.Module):
     """Copies of online modules that follow them as an exponential moving average.
 
-    They are always in eval mode, take no gradient, and are saved with the algorithm.
-    Nothing but `follow` moves them.
+    They are always in eval mode and nothing but `follow` moves them. Their weights are
+    buffers, not parameters: saved with the algorithm, but out of reach of gradients,
+    optimisers and distributed wrappers.
 
     Args:
         **online: the modules to copy, under the names they have in the algorithm; `follow`
@@ -21,7 +22,10 @@ class TargetNetwork(nn.Module):
         super().__init__()
         for name, module in online.items():
             self.add_module(name, copy.deepcopy(module))
-        self.requires_grad_(False)
+        for module in self.modules():
+            for name, param in list(module.named_parameters(recurse=False)):
+                delattr(module, name)
+                module.register_buffer(name, param.detach())
         self.eval()
 
     def train(self, mode: bool = True) -> 'TargetNetwork':
@@ -30,16 +34,19 @@ class TargetNetwork(nn.Module):
 
     @torch.no_grad()
     def follow(self, algorithm: nn.Module, momentum: float) -> None:
-        """Move every parameter to ``momentum * target + (1 - momentum) * online``.
+        """Move every weight to ``momentum * target + (1 - momentum) * online``.
 
-        Buffers, such as running statistics, are copied.
+        What is a buffer in the online modules, such as running statistics, is copied.
 
         Args:
             algorithm: holds the online modules.
             momentum: the share of the old value, in [0, 1].
         """
-        for name, target in self.named_children():
-            online = getattr(algorithm, name)
-            torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), 1 - momentum)
-            for old, new in zip(target.buffers(), online.buffers()):
-                old.copy_(new)
+        for name, module in self.named_children():
+            online, target = getattr(algorithm, name), dict(module.named_buffers())
+            weights = dict(online.named_parameters())
+            torch._foreach_lerp_(
+                [target[key] for key in weights], list(weights.values()), 1 - momentum
+            )
+            for key, value in online.named_buffers():
+                target[key].copy_(value)

@@ -1,0 +1,163 @@
+import math
+
+import cv2
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+from videomac_mm.engine import TargetEMAHook
+
+ARCH = dict(depths=[1, 1], channels=[4, 6])
+
+
+def config(tmp_path, **kwargs) -> Config:
+    """VideoMAC on tiny generated videos: four videos, two batches per epoch."""
+    preprocessor = dict(
+        type='mmaction.ActionDataPreprocessor',
+        mean=[120.0] * 3,
+        std=[60.0] * 3,
+        format_shape='NCTHW',
+    )
+    pipeline = [
+        dict(type='SampleFramePair'),
+        dict(type='RenderFrames'),
+        dict(type='mmaction.FormatShape', input_format='NCTHW'),
+        dict(type='mmaction.PackActionInputs'),
+    ]
+    cfg = dict(
+        default_scope='videomac_mm',
+        work_dir=str(tmp_path),
+        model=dict(
+            type='VideoMAC',
+            backbone=dict(type='SparseConvNeXt', arch=ARCH, stage_norm='inline'),
+            neck=dict(type='MaskTokenDecoder', in_channels=6, embed_dims=4, patch_size=8),
+            head=dict(type='PixelHead', patch_size=8),
+            mask_generator=dict(type='RandomPatchMask', patch_size=8),
+            data_preprocessor=preprocessor,
+        ),
+        train_dataloader=dict(
+            batch_size=2,
+            num_workers=0,
+            sampler=dict(type='DefaultSampler', shuffle=True),
+            dataset=dict(
+                type='SyntheticVideoDataset',
+                num_videos=4,
+                num_frames=4,
+                size=(32, 24),
+                pipeline=pipeline,
+            ),
+        ),
+        optim_wrapper=dict(
+            type='OptimWrapper', optimizer=dict(type='SGD', lr=0.1), **kwargs.pop('optim', {})
+        ),
+        train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=3),
+        custom_hooks=[
+            dict(type='TargetEMAHook', momentum=0.5),
+            dict(type='ReconstructionHook', interval=4, num_samples=2),
+        ],
+        default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=1)),
+        visualizer=dict(type='Visualizer', vis_backends=[dict(type='LocalVisBackend')]),
+        experiment_name=tmp_path.name,
+        randomness=dict(seed=0),
+        log_level='ERROR',
+    )
+    return Config({**cfg, **kwargs})
+
+
+class Recorder:
+    """Online and target weights around every update, taken at the hook's own call."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.steps = []
+        after = TargetEMAHook.after_train_iter
+
+        def record(hook, runner, *args, **kwargs):
+            before = [p.clone() for p in runner.model.target.buffers()]
+            after(hook, runner, *args, **kwargs)
+            online = [*runner.model.backbone.parameters(), *runner.model.neck.parameters()]
+            now = [p.clone() for p in runner.model.target.buffers()]
+            self.steps.append((before, [p.detach().clone() for p in online], now))
+
+        monkeypatch.setattr(TargetEMAHook, 'after_train_iter', record)
+
+    def check(self, momenta: list) -> None:
+        assert len(self.steps) == len(momenta)
+        for (before, online, now), m in zip(self.steps, momenta):
+            for old, new, got in zip(before, online, now):
+                wanted = old if m is None else m * old + (1 - m) * new
+                torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-7)
+
+
+def cosine(step: int, num_steps: int) -> float:
+    return 1 - 0.5 * (1 + math.cos(math.pi * step / num_steps)) / 2
+
+
+def test_target_ema__one_cosine_over_all_epochs(tmp_path, monkeypatch):
+    recorder = Recorder(monkeypatch)
+    Runner.from_cfg(config(tmp_path)).train()
+    recorder.check([cosine(step, 6) for step in range(6)])
+
+
+def test_target_ema__moves_only_when_the_optimiser_has_stepped(tmp_path, monkeypatch):
+    recorder = Recorder(monkeypatch)
+    Runner.from_cfg(config(tmp_path, optim=dict(accumulative_counts=4))).train()
+    # The last two batches end the run, and make a step of their own.
+    recorder.check([None, None, None, cosine(0, 2), None, cosine(1, 2)])
+
+
+def test_target_ema__goes_on_where_the_resumed_run_stopped(tmp_path):
+    straight = Runner.from_cfg(config(tmp_path / 'straight'))
+    straight.train()
+    (tmp_path / 'resumed').mkdir()
+    (tmp_path / 'resumed' / 'last_checkpoint').write_text(
+        str(tmp_path / 'straight' / 'epoch_2.pth')
+    )
+    cfg = config(tmp_path / 'resumed', resume=True)
+    resumed = Runner.from_cfg(cfg)
+    momenta, follow = [], resumed.model.target.follow
+
+    def record(model, momentum):
+        momenta.append(momentum)
+        follow(model, momentum)
+
+    resumed.model.target.follow = record
+    resumed.train()
+    # `init_weights` runs before the checkpoint is loaded, and copies (momentum 0).
+    assert momenta[-2:] == pytest.approx([cosine(4, 6), cosine(5, 6)])
+
+
+def test_target__is_not_in_the_optimiser(tmp_path):
+    runner = Runner.from_cfg(config(tmp_path))
+    runner.train()
+    optimised = {id(p) for g in runner.optim_wrapper.param_groups for p in g['params']}
+    assert not optimised & {id(p) for p in runner.model.target.buffers()}
+
+
+def test_reconstruction__panels_are_written_on_time_and_at_the_end(tmp_path):
+    cfg = config(tmp_path)
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    files = sorted(tmp_path.rglob('vis_image/*.png'))
+    assert [path.stem for path in files] == ['reconstruction_4', 'reconstruction_6']
+    panels = [cv2.imread(str(path)) for path in files]
+    assert panels[0].shape == (2 * 32, 6 * 24, 3)
+    # Samples and masks stay: all columns but the predictions agree.
+    for column in (0, 1, 3, 4):
+        part = slice(column * 24, (column + 1) * 24)
+        assert (panels[0][:, part] == panels[1][:, part]).all()
+    assert runner.model.training
+
+
+@pytest.mark.parametrize('momentum, end', [(-0.1, 1), (0.9, 0.5), (0.5, 1.1)])
+def test_target_ema__bad_momenta_are_named(momentum, end):
+    with pytest.raises(ValueError, match=f'momentum={momentum}, end_momentum={end}'):
+        TargetEMAHook(momentum, end)
+
+
+def test_target_ema__needs_a_target(tmp_path):
+    class Bare:
+        model = torch.nn.Linear(1, 1)
+
+    with pytest.raises(TypeError, match='got Linear'):
+        TargetEMAHook().before_train(Bare)
