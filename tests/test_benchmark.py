@@ -1,0 +1,167 @@
+"""tools/benchmark.py end to end, tiny: what it reports, never how fast."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+MODEL = """
+_base_ = [
+    '{configs}/_base_/models/{base}.py',
+    '{configs}/_base_/datasets/video_pairs_224.py',
+    '{configs}/_base_/schedules/videomac_100e.py',
+    '{configs}/_base_/default_runtime.py',
+]
+model = {model}
+"""
+CONVNEXT = dict(
+    backbone=dict(arch=dict(_delete_=True, depths=[1, 1, 1, 1], channels=[8, 8, 16, 16])),
+    neck=dict(in_channels=16, embed_dims=16),
+)
+RESNET = dict(
+    backbone=dict(depth=18, stem_channels=8, base_channels=8),
+    neck=dict(in_channels=64, embed_dims=16),
+)
+VARIANTS = ('sparse', 'masked_dense', 'mmpretrain_sparse')
+
+
+@pytest.fixture
+def write_config(tmp_path, root):
+    def write(base: str = 'videomac_convnext', model: dict = CONVNEXT) -> Path:
+        path = tmp_path / f'{base}_tiny.py'
+        path.write_text(MODEL.format(configs=root / 'configs', base=base, model=model))
+        return path
+
+    return write
+
+
+@pytest.fixture(scope='module')
+def benchmark() -> ModuleType:
+    path = Path(__file__).parent.parent / 'tools' / 'benchmark.py'
+    spec = importlib.util.spec_from_file_location('benchmark', path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(root: Path, folder: Path, *args) -> dict:
+    """The JSON of a run."""
+    command = [sys.executable, root / 'tools/benchmark.py', *args, '--json', 'out/report.json']
+    command = [str(word) for word in command]
+    environ = dict(os.environ, CUDA_VISIBLE_DEVICES='')
+    done = subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads((folder / 'out/report.json').read_text())
+
+
+def test_step__reports_time_memory_and_agreement(tmp_path, root, write_config):
+    sizes = ['--batch-size', 2, '--size', 64, '--repeats', 2, '--threads', 1]
+    report = run(root, tmp_path, 'step', '--config', write_config(), *sizes)
+    names = [f'{variant}_{unit}' for variant in VARIANTS for unit in ('ms', 'peak_mb')]
+    ratios = ['speedup', 'speedup_over_mmpretrain']
+    for name in [*names, *ratios, 'optimizer_ms', 'ema_ms']:
+        assert report[name] > 0, name
+    assert report['speedup'] == pytest.approx(report['masked_dense_ms'] / report['sparse_ms'])
+    wanted = dict(batch_size=2, size=64, threads=1, visible='1 of 4', torch=torch.__version__)
+    assert {key: report[key] for key in wanted} == wanted
+    assert report['device'] and report['date'] and report['config']
+    assert set(report['samples_ms']) == {*VARIANTS, 'optimizer', 'ema'}
+    assert all(len(values) == 2 for values in report['samples_ms'].values())
+    for name, loss in report['losses']['sparse'].items():
+        assert report['losses']['masked_dense'][name] == pytest.approx(loss, rel=1e-4)
+    assert "mmpretrain's SparseConvNeXt with the same weights" in report['mmpretrain_note']
+
+
+def test_data__reports_both_pipelines(tmp_path, root, write_config):
+    videos = tmp_path / 'videos'
+    videos.mkdir()
+    for name in ('a.mp4', 'b.mp4', 'c.mp4'):
+        writer = cv2.VideoWriter(str(videos / name), cv2.VideoWriter_fourcc(*'mp4v'), 25, (64, 48))
+        for _ in range(12):
+            writer.write(np.random.randint(256, size=(48, 64, 3), dtype=np.uint8))
+        writer.release()
+    (videos / 'empty.mp4').touch()
+    few = ['--workers', 0, 1, '--seconds', 0.05, '--windows', 2, '--batch-size', 2]
+    lenient = ['--cfg-options', 'train_dataloader.dataset.max_bad_share=0.5']
+    args = ['--config', write_config(), '--data-root', videos, *few, *lenient]
+    report = run(root, tmp_path, 'data', *args)
+    assert report['num_videos'] == 3
+    assert report['unusable'] == [str(videos / 'empty.mp4')]
+    assert report['pairs_per_s'] > 0 and report['mmaction_pairs_per_s'] > 0
+    assert report['speedup'] == pytest.approx(
+        report['pairs_per_s'] / report['mmaction_pairs_per_s']
+    )
+    for workers in ('0', '1'):
+        assert set(report['by_workers'][workers]) == {'ours', 'mmaction'}
+        assert len(report['samples_pairs_per_s'][workers]['ours']) == 2
+
+
+def steps_of(benchmark: ModuleType, config: Path) -> dict:
+    cfg = benchmark.Config.fromfile(config)
+    device = torch.device('cpu')
+    models = {name: benchmark.build_model(cfg, name, device) for name in VARIANTS}
+    return {name: benchmark.Step(model, name, 2, 64) for name, model in models.items()}
+
+
+@pytest.mark.parametrize(
+    'base, model', [('videomac_convnext', CONVNEXT), ('videomac_resnet', RESNET)]
+)
+def test_variants__same_losses_and_gradients(benchmark, write_config, base, model):
+    steps = steps_of(benchmark, write_config(base, model))
+    losses = benchmark.check_agreement(steps)
+    assert losses['sparse'] == pytest.approx(losses['masked_dense'], rel=1e-4)
+    grads = [
+        torch.cat([param.grad.flatten() for param in steps[name].model.backbone.parameters()])
+        for name in ('sparse', 'masked_dense')
+    ]
+    assert (grads[0] - grads[1]).norm() < 1e-4 * grads[0].norm()
+    assert torch.equal(steps['sparse'].mask, steps['mmpretrain_sparse'].mask)
+
+
+def test_mmpretrain__never_reads_hidden_pixels(benchmark, write_config):
+    step = steps_of(benchmark, write_config())['mmpretrain_sparse']
+    hidden = step.mask.repeat_interleave(32, 1).repeat_interleave(32, 2)
+    frames = step.inputs[:, 0].transpose(1, 2).flatten(0, 1)
+    hidden = hidden.repeat_interleave(2, 0)[:, None]
+    mask = step.mask.repeat_interleave(2, 0)
+    features = [step.model.backbone(images, mask)[-1] for images in (frames, frames + hidden * 100)]
+    assert torch.equal(*features)
+
+
+def test_disagreement__is_not_reported(benchmark, write_config):
+    steps = steps_of(benchmark, write_config())
+    steps['masked_dense'].inputs = steps['masked_dense'].inputs * 2 + 1
+    with torch.no_grad():
+        steps['masked_dense'].model.backbone.norm3.weight.add_(1)
+    with pytest.raises(RuntimeError, match='loss_.* is .* for sparse and .* for masked_dense'):
+        benchmark.check_agreement(steps)
+
+
+def test_config__is_found_by_its_name_or_missed_by_it(benchmark):
+    args = benchmark.argparse.Namespace(cfg_options=None, threads=None)
+    args.config = 'videomac_convnextv2-atto_demo'
+    assert benchmark.load_config(args).model.backbone.arch == 'atto'
+    args.config = 'videomac_gigantic'
+    with pytest.raises(FileNotFoundError, match='no config videomac_gigantic.*found 0'):
+        benchmark.load_config(args)
+
+
+def test_mmaction_pipeline__stands_for_ours(benchmark, root):
+    base = root / 'configs/_base_/datasets'
+    pipeline = benchmark.Config.fromfile(base / 'k400_pairs_224.py').train_pipeline
+    plain = benchmark.mmaction_pipeline(pipeline)
+    assert [step['type'].removeprefix('mmaction.') for step in plain] == [
+        *('DecordInit', 'SampleFrames', 'DecordDecode'),
+        *('RandomResizedCrop', 'Resize', 'Flip', 'FormatShape', 'PackActionInputs'),
+    ]
+    assert plain[1]['frame_interval'] == 5  # 1/6 s at 30 frames per second
+    frames = benchmark.Config.fromfile(base / 'ytvos_pairs_224.py').train_pipeline
+    assert benchmark.mmaction_pipeline(frames) is None

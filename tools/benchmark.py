@@ -1,0 +1,626 @@
+"""Measure what this package is for: pre-training steps, and frame pairs out of videos.
+
+    python tools/benchmark.py step --config CONFIG     time and memory of a step, three ways
+    python tools/benchmark.py data --config CONFIG     frame pairs per second, two ways
+
+Times are medians; what is compared is measured in turns, so that a drift of the machine
+meets all alike. Every sample is kept in the JSON.
+"""
+
+import argparse
+import ctypes
+import itertools
+import json
+import multiprocessing
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.dataset import BaseDataset
+from mmengine.logging import MMLogger
+from mmengine.optim import OptimWrapper, build_optim_wrapper
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
+from mmengine.utils.dl_utils import set_multi_processing
+from torch import Tensor, nn
+
+from videomac_mm.registry import DATASETS, MODELS
+from videomac_mm.sparse.masked_dense import masked_dense
+
+CONFIGS = Path(__file__).resolve().parent.parent / 'configs'
+VARIANTS = ('sparse', 'masked_dense', 'mmpretrain_sparse')
+TOLERANCE = 1e-4  # relative, of losses in float32
+
+STEP_HELP = """\
+A step is `model.loss(inputs, mask=mask)`, its sum and the backward pass: the online network
+forward and backward, the target forward. Optimiser and EMA are timed apart. Inputs are
+random; all variants get the same ones, and the same masks.
+
+sparse             the model of the config
+masked_dense       the same weights computed at every site, hidden sites zeroed where a layer
+                   looks across sites; its losses must agree with those of `sparse`, or
+                   nothing is reported
+mmpretrain_sparse  mmpretrain's SparseConvNeXt or SparseResNet as the backbone, masked-dense too
+
+Memory is the growth of the peak during one step, the new gradients included. On CUDA: of
+torch's allocator. On CPU: of the resident set (VmHWM after the step less VmRSS right before it,
+/proc/self/status), each variant in a fresh process of its own, after a tiny step that loads
+the libraries.
+"""
+
+DATA_HELP = """\
+Frame pairs per second of the training pipeline of a config, after collation, for each number of
+workers (0 = in process). For video files the same data set also runs the plain pipeline of
+mmaction2: DecordInit, SampleFrames(clip_len=2), DecordDecode, then the config's own crops. Only
+videos that this package could read take part: decord ends the process on some damaged files.
+"""
+
+
+# ----------------------------------------------------------------------------- common
+
+
+def parse_args() -> argparse.Namespace:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    commands = parser.add_subparsers(dest='command', required=True)
+    step = commands.add_parser('step', description=STEP_HELP, formatter_class=raw)
+    data = commands.add_parser('data', description=DATA_HELP, formatter_class=raw)
+    for command in (step, data):
+        command.add_argument(
+            '--config', required=True, help='config file, or the name of one below configs/'
+        )
+        command.add_argument('--batch-size', type=positive, default=8)
+        command.add_argument('--threads', type=positive, help="torch's threads, default: its own")
+        command.add_argument('--json', type=Path, help='file for the results')
+        command.add_argument(
+            '--cfg-options', nargs='+', action=DictAction, help='overrides as key=value'
+        )
+    step.add_argument('--size', type=positive, default=224, help='pixels')
+    step.add_argument('--repeats', type=positive, default=5)
+    step.add_argument('--amp', action='store_true', help='float16 on GPU, bfloat16 on CPU')
+    step.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    data.add_argument('--data-root', help="the data set's folder, in place of the config's")
+    data.add_argument('--workers', type=int, nargs='+', default=[0, 2])
+    data.add_argument('--num-videos', type=positive, default=100, help='items, evenly spread')
+    data.add_argument('--seconds', type=float, default=4.0, help='length of a window')
+    data.add_argument('--windows', type=positive, default=3)
+    return parser.parse_args()
+
+
+def positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f'must be at least 1, got {number}')
+    return number
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """Read a config by its path, or by its name wherever it lies below configs/."""
+    path = Path(args.config)
+    if not path.is_file():
+        found = sorted(CONFIGS.rglob(f'{path.name.removesuffix(".py")}.py'))
+        if path.parent != Path('.') or len(found) != 1:
+            raise FileNotFoundError(
+                f'no config {args.config}: expected a file, or the name of exactly one below '
+                f'{CONFIGS}, found {len(found)}'
+            )
+        (path,) = found
+    cfg = Config.fromfile(path)
+    cfg.merge_from_dict(args.cfg_options or {})
+    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    MMLogger.get_instance('benchmark', log_level='WARNING')
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    return cfg
+
+
+def in_new_process(function: Callable, *args) -> Any:
+    """Call a function of this file in a process that has done nothing but import libraries.
+
+    Raises:
+        BrokenProcessPool: if the process dies.
+    """
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(['mmengine.runner', 'videomac_mm.models', 'mmaction.datasets'])
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(function, *args).result()
+
+
+def describe(args: argparse.Namespace, device: torch.device) -> dict:
+    """What was run, on what."""
+    return dict(
+        config=args.config,
+        cfg_options=args.cfg_options,
+        batch_size=args.batch_size,
+        device=torch.cuda.get_device_name(device) if device.type == 'cuda' else cpu_model(),
+        threads=torch.get_num_threads(),
+        cpus=os.cpu_count(),
+        torch=torch.__version__,
+        date=time.strftime('%Y-%m-%d %H:%M'),
+    )
+
+
+def cpu_model() -> str:
+    info = Path('/proc/cpuinfo')
+    for line in info.read_text().splitlines() if info.exists() else ():
+        if line.startswith('model name'):
+            return line.split(':', 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def finish(report: dict, path: Path | None) -> None:
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(report, indent=2) + '\n')
+        print(f'written to {path}')
+
+
+def ratio(value: float | None, base: float | None) -> float | None:
+    return value / base if value is not None and base is not None else None
+
+
+def text(value: float | None, unit: str = '') -> str:
+    return '-' if value is None else f'{value:.2f}{unit}'
+
+
+# ------------------------------------------------------------------------------- step
+
+
+def build_model(cfg: Config, variant: str, device: torch.device) -> nn.Module | None:
+    """The model of a config with one of the three backbones; None if there is no such one."""
+    torch.manual_seed(0)
+    # Where a runner puts the preprocessor; it has no part in a step here.
+    model = MODELS.build(dict(data_preprocessor=cfg.get('data_preprocessor'), **cfg.model))
+    model.init_weights()
+    if variant == 'mmpretrain_sparse':
+        backbone = mmpretrain_counterpart(model.backbone)
+        if backbone is None:
+            return None
+        model.backbone = backbone
+        model.target = type(model.target)(backbone=model.backbone, neck=model.neck)
+        for network in (model.backbone, model.target.backbone):
+            network.register_forward_pre_hook(set_active)
+    return model.to(device).train()
+
+
+def mmpretrain_counterpart(backbone: nn.Module) -> nn.Module | None:
+    """mmpretrain's own sparse network that is closest, with the same weights where they fit."""
+    from videomac_mm.models import SparseConvNeXt, SparseResNet
+
+    if isinstance(backbone, SparseConvNeXt):
+        block = backbone.stages[0][0]
+        cfg = dict(
+            type='mmpretrain.SparseConvNeXt',
+            arch=dict(depths=backbone.depths, channels=backbone.channels),
+            stem_patch_size=backbone.downsample_layers[0][0].kernel_size[0],
+            linear_pw_conv=block.linear_pw_conv,
+            use_grn=block.grn is not None,
+            layer_scale_init_value=0.0 if block.gamma is None else 1e-6,
+            gap_before_output=False,
+        )
+    elif isinstance(backbone, SparseResNet):
+        # Its default, synchronised batch norm, refuses CPUs.
+        norm_cfg = dict(type='mmpretrain.SparseBatchNorm2d')
+        cfg = dict(type='mmpretrain.SparseResNet', norm_cfg=norm_cfg)
+        for name in ('depth', 'stem_channels', 'base_channels', 'num_stages', 'strides'):
+            cfg[name] = getattr(backbone, name)
+    else:
+        return None
+    counterpart = MODELS.build(dict(cfg, out_indices=list(backbone.out_indices)))
+    counterpart.init_weights()
+    if not is_other_network(backbone):
+        counterpart.load_state_dict(backbone.state_dict(), strict=False)
+    return counterpart
+
+
+def is_other_network(backbone: nn.Module) -> bool:
+    return getattr(backbone, 'variant', 'standard') != 'standard'
+
+
+def counterpart_note(model: nn.Module | None, backbone: nn.Module) -> str:
+    """What mmpretrain's network has in common with the one of the config."""
+    if model is None:
+        return f'mmpretrain has no sparse counterpart of {type(backbone).__name__}'
+    name = f"mmpretrain's {type(model.backbone).__name__}"
+    if is_other_network(backbone):
+        return (
+            f'{name} of the same depth is another network: 7x7 stem, max-pool, batch norm and '
+            f'ReLU, where variant={backbone.variant!r} has a 4x4 patch stem, LayerNorm and GELU'
+        )
+    left_out = set(backbone.state_dict()) - set(model.backbone.state_dict())
+    if left_out:
+        layers = sorted({key.rpartition('.')[0] for key in left_out})
+        return f'{name} with the same weights; it has no {", ".join(layers)}'
+    return f'{name} with the same weights'
+
+
+def set_active(_, args: tuple[Tensor, Tensor]) -> Tensor:
+    """Tell mmpretrain's layers the mask, and hide pixels as its SparK does."""
+    from mmpretrain.models.utils import SparseHelper
+
+    images, mask = args
+    SparseHelper._cur_active = active = ~mask[:, None]
+    factor = images.shape[-1] // mask.shape[-1]
+    return images * active.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+
+
+@contextmanager
+def densely(model: nn.Module, mask: Tensor) -> Iterator[None]:
+    """Let a model compute its masked backbones as masked-dense networks."""
+    with ExitStack() as stack:
+        for network in (model.backbone, model.target.backbone):
+            stack.enter_context(masked_dense(network, mask))
+            drop_mask = network.register_forward_pre_hook(lambda _, args: args[:1])
+            stack.callback(drop_mask.remove)
+        yield
+
+
+class Step:
+    """The pre-training step of one variant on one batch.
+
+    Args:
+        model: as `build_model` returns it.
+        variant: one of `VARIANTS`.
+        batch_size, size: of the inputs, in pairs and pixels.
+        amp: compute under autocast.
+    """
+
+    def __init__(
+        self, model: nn.Module, variant: str, batch_size: int, size: int, amp: bool = False
+    ) -> None:
+        generator = torch.Generator().manual_seed(0)
+        inputs = torch.randn(batch_size, 1, 3, 2, size, size, generator=generator)
+        mask = model.mask_generator(inputs[:, 0, :, 0], generator)
+        self.device = next(model.parameters()).device
+        self.model, self.variant, self.amp = model, variant, amp
+        self.inputs, self.mask = inputs.to(self.device), mask.to(self.device)
+
+    def prepared(self) -> AbstractContextManager:
+        """Around the whole step: as masked-dense, backward must run inside too."""
+        self.model.zero_grad(set_to_none=True)
+        dense = self.variant == 'masked_dense'
+        return densely(self.model, self.mask) if dense else nullcontext()
+
+    def run(self) -> dict[str, Tensor]:
+        dtype = torch.float16 if self.device.type == 'cuda' else torch.bfloat16
+        with torch.autocast(self.device.type, dtype, enabled=self.amp):
+            losses = self.model.loss(self.inputs, mask=self.mask)
+        sum(losses.values()).backward()
+        return losses
+
+    def milliseconds(self) -> float:
+        with self.prepared():
+            return milliseconds(self.run, self.device)
+
+    def losses(self) -> dict[str, float]:
+        """The losses in float32, whatever ``amp`` says."""
+        torch.manual_seed(0)  # for drop path
+        amp, self.amp = self.amp, False
+        with self.prepared(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            losses = self.run()
+        self.amp = amp
+        return {name: loss.item() for name, loss in losses.items()}
+
+    def peak_mb(self) -> float:
+        """Growth of the peak memory during the step, in MiB."""
+        with self.prepared():
+            before = reset_peak(self.device)
+            self.run()
+            return (peak(self.device) - before) / 2**20
+
+
+def milliseconds(action: Callable, device: torch.device) -> float:
+    synchronize(device)
+    start = time.perf_counter()
+    action()
+    synchronize(device)
+    return (time.perf_counter() - start) * 1e3
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+
+
+def in_turns(clocks: dict[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
+    """Samples of several clocks, A B C A B C …, after a round of warm-up."""
+    rounds = [{name: clock() for name, clock in clocks.items()} for _ in range(repeats + 1)]
+    return {name: [samples[name] for samples in rounds[1:]] for name in clocks}
+
+
+def reset_peak(device: torch.device) -> int:
+    """Memory in use, in bytes; from here on `peak` counts, where the system allows a reset."""
+    if device.type == 'cuda':
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)  # glibc
+    if trim is not None:
+        trim(0)  # what was freed and kept would not show as growth when used again
+    try:
+        Path('/proc/self/clear_refs').write_text('5')  # VmHWM := VmRSS
+    except OSError:
+        pass  # then the peak of the imports may hide that of a very small step
+    return resident_memory('VmRSS')
+
+
+def peak(device: torch.device) -> int:
+    if device.type == 'cuda':
+        return torch.cuda.max_memory_allocated(device)
+    return resident_memory('VmHWM')
+
+
+def resident_memory(field: str) -> int:
+    """A field of /proc/self/status in bytes."""
+    for line in Path('/proc/self/status').read_text().splitlines():
+        if line.startswith(f'{field}:'):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f'/proc/self/status has no {field}: memory on CPU is measured on Linux')
+
+
+def peak_mb_of(args: argparse.Namespace, variant: str) -> float:
+    """Build a variant, run a tiny step, and measure a full one."""
+    model = build_model(load_config(args), variant, torch.device(args.device))
+    generator = model.mask_generator
+    # the smallest grid with a visible and a hidden patch
+    side = next(n for n in itertools.count(2) if int(n * n * (1 - generator.mask_ratio)))
+    tiny = Step(model, variant, 2, side * generator.patch_size, args.amp)
+    tiny.milliseconds()
+    return Step(model, variant, args.batch_size, args.size, args.amp).peak_mb()
+
+
+def check_agreement(steps: dict[str, Step]) -> dict[str, dict[str, float]]:
+    """The losses of all variants.
+
+    Raises:
+        RuntimeError: if sparse and masked-dense ones differ; names both.
+    """
+    losses = {variant: step.losses() for variant, step in steps.items()}
+    for name, wanted in losses['masked_dense'].items():
+        got = losses['sparse'][name]
+        if not abs(got - wanted) <= TOLERANCE * abs(wanted):  # NaN must not pass
+            raise RuntimeError(
+                f'nothing to report: {name} is {got} for sparse and {wanted} for masked_dense, '
+                f'a relative difference above {TOLERANCE}'
+            )
+    return losses
+
+
+def optimizer_clocks(cfg: Config, step: Step) -> dict[str, Callable[[], float]]:
+    """Of the optimiser, on the gradients that are there, and of the target's following."""
+    model, device = step.model, step.device
+    optim_cfg = {k: v for k, v in cfg.optim_wrapper.items() if k in ('optimizer', 'paramwise_cfg')}
+    wrapper = build_optim_wrapper(model, dict(type=OptimWrapper, **optim_cfg))
+    return dict(
+        optimizer=lambda: milliseconds(wrapper.optimizer.step, device),
+        ema=lambda: milliseconds(lambda: model.target.follow(model, 0.996), device),
+    )
+
+
+def benchmark_step(args: argparse.Namespace) -> dict:
+    device = torch.device(args.device)
+    cfg = load_config(args)
+    models = {variant: build_model(cfg, variant, device) for variant in VARIANTS}
+    steps = {
+        variant: Step(model, variant, args.batch_size, args.size, args.amp)
+        for variant, model in models.items()
+        if model is not None
+    }
+    losses = check_agreement(steps)
+    samples = in_turns({name: step.milliseconds for name, step in steps.items()}, args.repeats)
+    if device.type == 'cuda':
+        peaks = {variant: step.peak_mb() for variant, step in steps.items()}
+    else:
+        peaks = {variant: in_new_process(peak_mb_of, args, variant) for variant in steps}
+    samples |= in_turns(optimizer_clocks(cfg, steps['sparse']), args.repeats)
+
+    times = {name: median(values) for name, values in samples.items()}
+    base = times['sparse']
+    return dict(
+        **describe(args, device),
+        size=args.size,
+        amp=args.amp,
+        repeats=args.repeats,
+        visible=f'{int((~steps["sparse"].mask[0]).sum())} of {steps["sparse"].mask[0].numel()}',
+        **{f'{variant}_ms': times.get(variant) for variant in VARIANTS},
+        speedup=ratio(times['masked_dense'], base),
+        speedup_over_mmpretrain=ratio(times.get('mmpretrain_sparse'), base),
+        optimizer_ms=times['optimizer'],
+        ema_ms=times['ema'],
+        **{f'{variant}_peak_mb': peaks.get(variant) for variant in VARIANTS},
+        losses=losses,
+        mmpretrain_note=counterpart_note(models['mmpretrain_sparse'], models['sparse'].backbone),
+        samples_ms=samples,
+    )
+
+
+def print_step(report: dict) -> None:
+    print(f'{report["config"]}: batch {report["batch_size"]}, {report["size"]} pixels, ', end='')
+    print(f'{report["visible"]} patches visible, {report["device"]}, {report["threads"]} threads')
+    print(f'{"":18}{"ms":>10}{"to sparse":>11}{"peak MiB":>10}')
+    for variant in VARIANTS:
+        value, memory = report[f'{variant}_ms'], report[f'{variant}_peak_mb']
+        share = text(ratio(value, report['sparse_ms']), 'x')
+        print(f'{variant:18}{text(value):>10}{share:>11}{text(memory):>10}')
+    for name in ('optimizer', 'ema'):
+        print(f'{name:18}{text(report[f"{name}_ms"]):>10}')
+    print(report['mmpretrain_note'])
+
+
+# ------------------------------------------------------------------------------- data
+
+
+def mmaction_pipeline(pipeline: list[dict]) -> list[dict] | None:
+    """The same pipeline in mmaction2's own terms; None if it does not read video files."""
+    if not any(step['type'].endswith('OpenVideo') for step in pipeline):
+        return None
+    plain = []
+    for step in pipeline:
+        kind = step['type'].split('.')[-1]
+        if kind == 'OpenVideo':
+            plain.append(dict(type='mmaction.DecordInit'))
+        elif kind == 'SampleFramePair':
+            plain.append(
+                dict(
+                    type='mmaction.SampleFrames',
+                    clip_len=2,
+                    frame_interval=interval_in_frames(step),
+                    num_clips=1,
+                )
+            )
+        elif kind == 'ForEachClip':
+            plain.extend(step['transforms'])
+        else:
+            plain.append(step)
+    return plain
+
+
+def interval_in_frames(sampler: dict) -> int:
+    """The (least) interval of a SampleFramePair; seconds at 30 frames per second."""
+    interval = sampler.get('frame_interval', 1)
+    interval = interval if isinstance(interval, (int, float)) else interval[0]
+    in_seconds = sampler.get('unit', 'frames') == 'seconds'
+    return max(round(interval * 30), 1) if in_seconds else interval
+
+
+def usable_items(cfg: Config, num_videos: int) -> tuple[list[int], list[str]]:
+    """Numbers of the items to run, each of which was read once; and the unusable videos."""
+    dataset = DATASETS.build(cfg.train_dataloader.dataset)
+    count = min(num_videos, len(dataset))
+    items = [i * len(dataset) // count for i in range(count)]
+    good = [i for i in items if dataset.prepare_data(i) is not None]
+    if not good:
+        raise RuntimeError(f'none of {count} videos can be read: {dataset.bad_videos}')
+    return good, getattr(dataset, 'bad_videos', [])
+
+
+def build_loader(cfg: Config, dataset: BaseDataset, workers: int, batch_size: int) -> Iterator:
+    """Batches without end, as training collates them."""
+    loader = {k: v for k, v in cfg.train_dataloader.items() if k != 'batch_sampler'}
+    loader.update(
+        dataset=dataset,
+        batch_size=batch_size,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        sampler=dict(type='InfiniteSampler', shuffle=True),
+    )
+    return iter(Runner.build_dataloader(loader, seed=0))
+
+
+def pairs_per_second(batches: Iterator, seconds: float, waiting: int) -> float:
+    """The rate of one window, after the batches that may have been waiting are used up."""
+    for _ in range(waiting):
+        next(batches)
+    pairs, start = 0, time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        pairs += sum(len(clips) for clips in next(batches)['inputs'])  # (V, 3, 2, H, W) each
+    return pairs / (time.perf_counter() - start)
+
+
+def measure_data(args: argparse.Namespace, with_mmaction: bool) -> dict:
+    """Samples for each number of workers, and what was read."""
+    cfg = data_config(args)
+    set_multi_processing(**cfg.get('env_cfg', {}).get('mp_cfg', {}))
+    dataset_cfg = cfg.train_dataloader.dataset
+    items, unusable = usable_items(cfg, args.num_videos)
+    pipelines = dict(ours=dataset_cfg.pipeline)
+    if with_mmaction:
+        pipelines['mmaction'] = mmaction_pipeline(dataset_cfg.pipeline)
+    datasets = {
+        name: DATASETS.build(dict(dataset_cfg, pipeline=pipeline))
+        for name, pipeline in pipelines.items()
+        if pipeline is not None
+    }
+    for dataset in datasets.values():
+        dataset.get_subset_(items)
+
+    by_workers = {}
+    for workers in args.workers:
+        clocks = {}
+        for name, dataset in datasets.items():
+            batches = build_loader(cfg, dataset, workers, args.batch_size)
+            # Each worker keeps two batches ready while it is another's turn.
+            clocks[name] = rate_clock(batches, args.seconds, 2 * workers)
+        by_workers[str(workers)] = in_turns(clocks, args.windows)
+    late = getattr(datasets['ours'], 'bad_videos', [])
+    unusable = sorted({*unusable, *late})
+    return dict(num_videos=len(items), unusable=unusable, samples=by_workers)
+
+
+def rate_clock(batches: Iterator, seconds: float, waiting: int) -> Callable[[], float]:
+    return lambda: pairs_per_second(batches, seconds, waiting)
+
+
+def data_config(args: argparse.Namespace) -> Config:
+    cfg = load_config(args)
+    if args.data_root is not None:
+        cfg.train_dataloader.dataset.data_root = args.data_root
+    return cfg
+
+
+def benchmark_data(args: argparse.Namespace) -> dict:
+    pipeline = data_config(args).train_dataloader.dataset.pipeline
+    compared = mmaction_pipeline(pipeline) is not None
+    note = "mmaction2's pipeline over the same videos, one pair per opened video"
+    if not compared:
+        note = "no comparison: mmaction2's pipeline needs video files"
+    try:
+        found = in_new_process(measure_data, args, compared)
+    except (BrokenProcessPool, RuntimeError) as err:  # the latter if a worker dies
+        if not compared:
+            raise
+        compared, note = False, f"no comparison: mmaction2's pipeline failed: {err}"
+        found = in_new_process(measure_data, args, False)
+
+    by_workers = {
+        workers: {name: median(values) for name, values in samples.items()}
+        for workers, samples in found['samples'].items()
+    }
+    ours = max(rates['ours'] for rates in by_workers.values())
+    theirs = max(rates['mmaction'] for rates in by_workers.values()) if compared else None
+    return dict(
+        **describe(args, torch.device('cpu')),
+        data_root=args.data_root,
+        num_videos=found['num_videos'],
+        num_unusable=len(found['unusable']),
+        unusable=found['unusable'],
+        pairs_per_s=ours,
+        mmaction_pairs_per_s=theirs,
+        speedup=ratio(ours, theirs),
+        mmaction_note=note,
+        by_workers=by_workers,
+        samples_pairs_per_s=found['samples'],
+    )
+
+
+def print_data(report: dict) -> None:
+    print(f'{report["config"]}: {report["num_videos"]} videos, ', end='')
+    print(f'{report["num_unusable"]} unusable, {report["device"]}, pairs per second:')
+    print(f'{"workers":>8}{"ours":>10}{"mmaction2":>11}{"ratio":>8}')
+    for workers, rates in report['by_workers'].items():
+        ours, theirs = rates['ours'], rates.get('mmaction')
+        print(f'{workers:>8}{text(ours):>10}{text(theirs):>11}{text(ratio(ours, theirs)):>8}')
+    print(report['mmaction_note'])
+
+
+def main() -> None:
+    args = parse_args()
+    if args.command == 'step':
+        report = benchmark_step(args)
+        print_step(report)
+    else:
+        report = benchmark_data(args)
+        print_data(report)
+    finish(report, args.json)
+
+
+if __name__ == '__main__':
+    main()
