@@ -1,0 +1,12 @@
+# Not in the paper: the recipe of its ConvNeXt-V2-T.
+_base_ = [
+    '../_base_/models/videomac_convnext.py',
+    '../_base_/datasets/k400_pairs_224.py',
+    '../_base_/schedules/videomac_100e.py',
+    '../_base_/default_runtime.py',
+]
+model = dict(
+    backbone=dict(arch='atto'),
+    neck=dict(in_channels=320),
+)
+optim_wrapper = dict(type='AmpOptimWrapper', dtype='float16', loss_scale='dynamic')

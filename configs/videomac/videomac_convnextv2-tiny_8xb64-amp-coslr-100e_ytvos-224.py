@@ -1,0 +1,7 @@
+_base_ = [
+    '../_base_/models/videomac_convnext.py',
+    '../_base_/datasets/ytvos_pairs_224.py',
+    '../_base_/schedules/videomac_100e.py',
+    '../_base_/default_runtime.py',
+]
+optim_wrapper = dict(type='AmpOptimWrapper', dtype='float16', loss_scale='dynamic')
