@@ -1,0 +1,460 @@
+import logging
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.dataset import BaseDataset, pseudo_collate
+from mmengine.registry import DATASETS, MODELS, init_default_scope
+from torch.utils.data import DataLoader
+
+from videomac_mm.datasets import FramePairDataset, UnusableVideoError, frame_pairs
+
+CUT = [
+    dict(
+        type='videomac_mm.ForEachClip',
+        transforms=[
+            dict(type='mmaction.RandomResizedCrop', area_range=(0.2, 1.0)),
+            dict(type='mmaction.Resize', scale=(32, 32), keep_ratio=False),
+            dict(type='mmaction.Flip', flip_ratio=0.5),
+        ],
+    ),
+    dict(type='mmaction.FormatShape', input_format='NCTHW'),
+    dict(type='mmaction.PackActionInputs'),
+]
+
+
+def video_pipeline(**sampling) -> list[dict]:
+    return [
+        dict(type='videomac_mm.OpenVideo'),
+        dict(type='videomac_mm.SampleFramePair', **sampling),
+        dict(type='mmaction.DecordDecode'),
+        *CUT,
+    ]
+
+
+def frame_pipeline(**sampling) -> list[dict]:
+    return [
+        dict(type='videomac_mm.SampleFramePair', **sampling),
+        dict(type='videomac_mm.FrameFolderDecode'),
+        *CUT,
+    ]
+
+
+@pytest.fixture
+def log(monkeypatch) -> list[str]:
+    """What the data set logs."""
+    lines = []
+    monkeypatch.setattr(frame_pairs, 'print_log', lambda text, **kwargs: lines.append(text))
+    return lines
+
+
+def names(dataset: FramePairDataset) -> list[str]:
+    infos = [dataset.get_data_info(i) for i in range(len(dataset))]
+    root = Path(dataset.data_root)
+    return [str(Path(i.get('filename') or i['frame_dir']).relative_to(root)) for i in infos]
+
+
+def touch(root: Path, *files: str) -> None:
+    for file in files:
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        (root / file).touch()
+
+
+# ------------------------------------------------------------------------ listing
+
+
+def test_videos__are_found_in_all_folders_and_sorted(tmp_path):
+    touch(tmp_path, 'b.mkv', 'a/z.MP4', 'a/deep/c.webm', 'a.avi', 'notes.txt', '.hidden.mp4')
+    dataset = FramePairDataset(str(tmp_path))
+    assert names(dataset) == ['a.avi', 'a/deep/c.webm', 'a/z.MP4', 'b.mkv']
+
+
+def test_frames__one_item_per_folder_of_pictures(tmp_path):
+    touch(tmp_path, 'x/b/1.jpg', 'x/b/2.jpg', 'x/a/1.PNG', 'x/empty/notes.txt', 'y/1.jpg')
+    assert names(FramePairDataset(str(tmp_path), source='frames')) == ['x/a', 'x/b', 'y']
+    inner = FramePairDataset(str(tmp_path), source='frames', data_prefix='x')
+    assert names(inner) == ['x/a', 'x/b']
+
+
+@pytest.mark.parametrize('source', ['videos', 'frames'])
+def test_ann_file__paths_only(tmp_path, source):
+    (tmp_path / 'in').mkdir()
+    (tmp_path / 'list.txt').write_text(
+        '# name, label\nin sub/clip 2 b.mp4 17\n\n  plain.mp4\ncounted.mp4 300 5  \n'
+    )
+    dataset = FramePairDataset(str(tmp_path), ann_file='list.txt', data_prefix='in', source=source)
+    assert names(dataset) == ['in/in sub/clip 2 b.mp4', 'in/plain.mp4', 'in/counted.mp4']
+
+
+def test_index_by_frame__pairs_stored_neighbours(tmp_path, write_frames):
+    # not consecutive, and '1000' sorts before '995' as a string
+    imgs = write_frames(tmp_path / 'v', ['990.png', '995.png', '1000.png', '1015.png'])
+    write_frames(tmp_path / 'w', ['1.png', '2.png'])
+    write_frames(tmp_path / 'single', ['1.png'])
+    dataset = FramePairDataset(
+        str(tmp_path),
+        source='frames',
+        index_by='frame',
+        pipeline=frame_pipeline(frame_interval=1)[:2],
+    )
+    assert names(dataset) == ['v'] * 3 + ['w']
+    for i in range(3):
+        for got, expected in zip(dataset[i]['imgs'], imgs[i : i + 2]):
+            np.testing.assert_array_equal(got, expected)
+
+
+def test_index_by_frame__only_frames_with_a_partner_at_the_interval(tmp_path):
+    touch(tmp_path, *(f'v/{i}.jpg' for i in range(7)), *(f'w/{i}.jpg' for i in range(3)))
+
+    def build(interval):
+        return FramePairDataset(
+            str(tmp_path),
+            source='frames',
+            index_by='frame',
+            pipeline=frame_pipeline(frame_interval=interval),
+        )
+
+    assert len(build(2)) == 5 + 1
+    assert len(build((3, 6))) == 4
+    with pytest.raises(ValueError, match='no frame has a partner at interval 7'):
+        build(7)
+
+
+def test_index_by_frame__needs_to_know_the_interval(tmp_path):
+    touch(tmp_path, 'v/0.jpg', 'v/1.jpg')
+    with pytest.raises(ValueError, match="needs a SampleFramePair with unit='frames'.*seconds"):
+        FramePairDataset(
+            str(tmp_path),
+            source='frames',
+            index_by='frame',
+            pipeline=frame_pipeline(frame_interval=0.2, unit='seconds'),
+        )
+
+
+@pytest.mark.parametrize(
+    'arguments, error, message',
+    [
+        (dict(data_root=None), ValueError, 'data_root must name a folder, got None'),
+        (dict(data_root='/no/such'), FileNotFoundError, 'data_root does not exist: /no/such'),
+        (dict(source='video'), ValueError, "'videos' or 'frames', got 'video'"),
+        (dict(index_by='clip'), ValueError, "'video' or 'frame', got 'clip'"),
+        (dict(index_by='frame'), ValueError, "needs source='frames', got 'videos'"),
+        (dict(max_bad_share=2), ValueError, r'lie in \[0, 1\], got 2'),
+        (dict(), ValueError, r'no videos found in .*empty.*: \.mp4, \.mkv, \.avi'),
+        (dict(source='frames'), ValueError, r'no frames found in .*empty.*: \.jpg'),
+        (dict(ann_file='no.txt'), FileNotFoundError, 'cannot read ann_file: .*empty/no.txt'),
+        (dict(ann_file='blank.txt'), ValueError, 'ann_file lists nothing: .*blank.txt'),
+        (dict(data_prefix='gone'), FileNotFoundError, 'gone'),
+    ],
+)
+def test_construction__says_what_is_wrong(tmp_path, arguments, error, message):
+    root = tmp_path / 'empty'
+    root.mkdir()
+    (root / 'blank.txt').write_text('# nothing\n\n')
+    with pytest.raises(error, match=message):
+        FramePairDataset(**{'data_root': str(root), **arguments})
+
+
+# -------------------------------------------------------------------------- items
+
+
+@pytest.mark.parametrize('suffix', ['.mp4', '.avi', '.mkv'])
+def test_item__is_a_batch_of_pairs(tmp_path, write_video, suffix):
+    write_video(tmp_path / f'v{suffix}')
+    dataset = FramePairDataset(str(tmp_path), pipeline=video_pipeline(pairs_per_video=3))
+    inputs = dataset[0]['inputs']
+    assert inputs.shape == (3, 3, 2, 32, 32) and inputs.dtype == torch.uint8
+
+
+def test_item__both_frames_cut_alike_pairs_cut_differently(tmp_path, write_frames):
+    still = write_frames(tmp_path / 'v', ['0.png'])[0]
+    assert still.std() > 10
+    for i in range(1, 6):
+        (tmp_path / f'v/{i}.png').write_bytes((tmp_path / 'v/0.png').read_bytes())
+    dataset = FramePairDataset(
+        str(tmp_path), source='frames', pipeline=frame_pipeline(pairs_per_video=5)
+    )
+    inputs = dataset[0]['inputs']  # (V, C, T, H, W)
+    assert (inputs[:, :, 0] == inputs[:, :, 1]).all()
+    assert all((inputs[i] != inputs[i + 1]).any() for i in range(4))
+
+
+def test_item__fps_gives_folders_a_time(tmp_path, write_frames):
+    write_frames(tmp_path / 'v', [f'{i}.png' for i in range(20)])
+    sampling = dict(type='videomac_mm.SampleFramePair', frame_interval=0.5, unit='seconds')
+    dataset = FramePairDataset(str(tmp_path), source='frames', fps=6, pipeline=[sampling])
+    assert dataset[0]['frame_interval'] == 3
+
+
+@pytest.mark.parametrize('name', ['video_pairs_224', 'ytvos_pairs_224', 'k400_pairs_224'])
+def test_configs__give_the_batch_that_models_take(tmp_path, root, write_video, write_frames, name):
+    init_default_scope('videomac_mm')
+    config = Config.fromfile(root / 'configs' / '_base_' / 'datasets' / f'{name}.py')
+    (tmp_path / 'kinetics400_train_list_videos.txt').write_text('sub/v.mp4 3\n')
+    write_video(tmp_path / 'sub' / 'v.mp4')
+    write_video(tmp_path / 'videos_train' / 'sub' / 'v.mp4')
+    write_frames(tmp_path / 'JPEGImages' / 'v', ['00000.png', '00005.png', '00010.png'])
+    dataset = DATASETS.build({**config.train_dataloader.dataset, 'data_root': str(tmp_path)})
+    batch = pseudo_collate([dataset[0], dataset[len(dataset) - 1]])
+    inputs = MODELS.build(config.data_preprocessor)(batch, training=True)['inputs']
+    assert inputs.shape == (2, 1, 3, 2, 224, 224) and inputs.dtype == torch.float32
+    assert inputs.abs().max() < 3 and inputs.std() > 0.1
+
+
+# ------------------------------------------------------------------------ bad ones
+
+
+@pytest.fixture
+def with_bad(tmp_path, write_video) -> Path:
+    """Five good videos and three that no pair can be drawn from."""
+    for i in range(5):
+        write_video(tmp_path / f'good{i}.mp4')
+    (tmp_path / 'empty.mp4').touch()
+    (tmp_path / 'garbage.mkv').write_bytes(b'\x01\x00no video' * 50)
+    write_video(tmp_path / 'single.avi', num_frames=1)
+    return tmp_path
+
+
+def test_bad__are_replaced_counted_and_named_once(with_bad, log):
+    dataset = FramePairDataset(
+        str(with_bad), pipeline=video_pipeline(frame_interval=2), max_bad_share=0.5
+    )
+    for _ in range(2):  # epochs
+        for i in range(len(dataset)):
+            assert dataset[i]['inputs'].shape == (1, 3, 2, 32, 32)
+    assert dataset.num_bad == 3
+    bad = [str(with_bad / name) for name in ('empty.mp4', 'garbage.mkv', 'single.avi')]
+    assert sorted(dataset.bad_videos) == bad
+    assert len(log) == 3
+    for i, line in enumerate(log, start=1):
+        assert f'({i} of 8 so far)' in line and '\n' not in line
+    assert sum('empty.mp4' in line for line in log) == 1
+    assert any('single.avi' in line and 'a pair needs 2 frames' in line for line in log)
+
+
+def test_bad__too_many_stop_the_run(with_bad, log):
+    dataset = FramePairDataset(str(with_bad), pipeline=video_pipeline(), max_bad_share=0.3)
+    with pytest.raises(RuntimeError, match=r'3 of 8 items \(37.5%\).*max_bad_share=30.0%') as info:
+        for i in range(len(dataset)):
+            dataset[i]
+    for name in ('empty.mp4', 'garbage.mkv', 'single.avi'):
+        assert name in str(info.value)
+
+
+def test_bad__all_stop_the_run_whatever_the_share(tmp_path, log):
+    touch(tmp_path, 'a.mp4', 'b.mp4')
+    dataset = FramePairDataset(str(tmp_path), pipeline=video_pipeline(), max_bad_share=1)
+    with pytest.raises(RuntimeError, match='2 of 2 items'):
+        dataset[0]
+
+
+def test_bad__test_mode_raises(tmp_path, log):
+    touch(tmp_path, 'a.mp4')
+    dataset = FramePairDataset(str(tmp_path), pipeline=video_pipeline(), test_mode=True)
+    with pytest.raises(RuntimeError, match='Error reading'):
+        dataset[0]
+    assert dataset.num_bad == 0
+
+
+def test_bad__frame_folders(tmp_path, write_frames, log):
+    write_frames(tmp_path / 'good', ['0.png', '1.png', '2.png'])
+    write_frames(tmp_path / 'single', ['0.png'])
+    write_frames(tmp_path / 'torn', ['0.png', '1.png'])
+    (tmp_path / 'torn' / '1.png').write_bytes(b'')
+    (tmp_path / 'list.txt').write_text('good\nsingle\ntorn\ngone\n')
+    dataset = FramePairDataset(
+        str(tmp_path),
+        ann_file='list.txt',
+        source='frames',
+        pipeline=frame_pipeline(),
+        max_bad_share=0.8,
+    )
+    for i in range(4):
+        assert dataset[i] is not None
+    assert [Path(path).name for path in dataset.bad_videos] == ['single', 'torn', 'gone']
+    assert any('torn/1.png (0 bytes)' in line for line in log)
+
+
+def raising(error: Exception):
+    def transform(results: dict) -> dict:
+        raise error
+
+    return transform
+
+
+@pytest.mark.parametrize(
+    'error',
+    [TypeError('x'), KeyError('x'), RuntimeError('x'), ValueError('x'), AssertionError('x')],
+)
+def test_mistakes_in_the_program__are_not_taken_for_bad_videos(tmp_path, error):
+    touch(tmp_path, 'a.mp4', 'b.mp4')
+    dataset = FramePairDataset(str(tmp_path), pipeline=[raising(error)], max_bad_share=1)
+    with pytest.raises(type(error)):
+        dataset[0]
+    assert dataset.num_bad == 0
+
+
+def test_mistakes_in_the_program__index_beyond_the_video(tmp_path, write_video):
+    write_video(tmp_path / 'a.mp4', num_frames=3)
+    opened, _, decoded, *_ = video_pipeline()
+
+    def choose(results: dict) -> dict:
+        return {**results, 'frame_inds': np.array([0, 3])}
+
+    dataset = FramePairDataset(str(tmp_path), pipeline=[opened, choose, decoded])
+    with pytest.raises(IndexError):  # by decord, but our fault
+        dataset[0]
+
+
+@pytest.mark.parametrize('error', [OSError('x'), UnusableVideoError('x')])
+def test_data_errors__from_anywhere_count(tmp_path, error, log):
+    touch(tmp_path, 'a.mp4', 'b.mp4')
+    dataset = FramePairDataset(str(tmp_path), pipeline=[raising(error)], max_bad_share=1)
+    with pytest.raises(RuntimeError, match=f'{type(error).__name__}: x'):
+        dataset[0]
+    assert dataset.num_bad == 2
+
+
+# ------------------------------------------------------------------------- workers
+
+
+@pytest.mark.parametrize('start', ['fork', 'spawn'])
+def test_workers__share_the_count(with_bad, start):
+    dataset = FramePairDataset(str(with_bad), pipeline=video_pipeline(), max_bad_share=0.5)
+    dataset[names(dataset).index('good0.mp4')]  # decord before the fork
+    loader = DataLoader(
+        dataset,
+        batch_size=4,
+        num_workers=2 if start == 'fork' else 1,
+        collate_fn=pseudo_collate,
+        multiprocessing_context=start,
+        timeout=60,
+    )
+    batches = list(loader)
+    assert [len(batch['inputs']) for batch in batches] == [4, 4]
+    assert dataset.num_bad == 3 and len(dataset.bad_videos) == 3
+
+
+def test_workers__stop_the_run(with_bad):
+    dataset = FramePairDataset(str(with_bad), pipeline=video_pipeline(), max_bad_share=0.1)
+    loader = DataLoader(dataset, num_workers=1, collate_fn=pseudo_collate, timeout=60)
+    batches = iter(loader)
+    with pytest.raises(RuntimeError, match='more than max_bad_share=10.0% allows'):
+        list(batches)
+    batches._shutdown_workers()  # now, not while the next test forks
+
+
+def test_workers__draw_differently(tmp_path, write_video):
+    from mmengine.dataset import worker_init_fn
+
+    write_video(tmp_path / 'v.mp4', num_frames=30)
+    dataset = FramePairDataset(str(tmp_path), pipeline=video_pipeline())
+    loader = DataLoader(
+        torch.utils.data.ConcatDataset([dataset] * 4),
+        num_workers=2,
+        collate_fn=pseudo_collate,
+        worker_init_fn=lambda i: worker_init_fn(i, num_workers=2, rank=0, seed=0),
+        timeout=60,
+    )
+    inputs = [batch['inputs'][0] for batch in loader]
+    assert all((inputs[i] != inputs[j]).any() for i in range(4) for j in range(i))
+
+
+# -------------------------------------------------------- what BaseDataset promises
+
+
+def test_lazy_init__lists_later(tmp_path):
+    dataset = FramePairDataset(str(tmp_path), lazy_init=True)
+    assert dataset.num_bad == 0 and dataset.bad_videos == []
+    touch(tmp_path, 'a.mp4')
+    dataset.full_init()
+    assert len(dataset) == 1
+
+
+@pytest.mark.parametrize('serialize', [True, False])
+def test_subset__counts_for_itself(with_bad, log, serialize):
+    dataset = FramePairDataset(
+        str(with_bad), pipeline=video_pipeline(), max_bad_share=0.5, serialize_data=serialize
+    )
+    empty = names(dataset).index('empty.mp4')
+    dataset[empty]
+    subset = dataset.get_subset([empty, empty + 2, empty + 3, empty + 4])
+    assert dataset.num_bad == 1 and subset.num_bad == 0
+    subset[0]
+    assert [Path(path).name for path in subset.bad_videos] == ['empty.mp4']
+    dataset.get_subset_([0, 1])
+    assert dataset.num_bad == 0 and len(dataset) == 2
+
+
+def test_subset__leaves_nothing_in_mmengine(tmp_path):
+    # What stays in the memo that all calls share comes back in a later subset.
+    touch(tmp_path, 'a.mp4', 'b.mp4')
+    memo = BaseDataset._copy_without_annotation.__defaults__[0]
+    before = len(memo or ())
+    subset = FramePairDataset(str(tmp_path), pipeline=[dict]).get_subset([1])
+    assert names(subset) == ['b.mp4'] and subset.pipeline.transforms == [dict]
+    assert len(memo or ()) == before
+
+
+def test_pickle__keeps_everything(tmp_path, write_video):
+    write_video(tmp_path / 'v.mp4')
+    dataset = pickle.loads(pickle.dumps(FramePairDataset(str(tmp_path), pipeline=video_pipeline())))
+    assert dataset[0]['inputs'].shape == (1, 3, 2, 32, 32)
+
+
+# ----------------------------------------------------------------------- real files
+
+
+def test_real__every_container(data_dir):
+    dataset = FramePairDataset(
+        str(data_dir / 'videos'),
+        pipeline=video_pipeline(frame_interval=(0.1, 0.3), unit='seconds'),
+        max_bad_share=0,
+    )
+    assert len(dataset) == 50
+    for name in ('asl_brother.mkv', 'mmaction_ntu.avi', 'imageio_realshort.mp4'):
+        assert dataset[names(dataset).index(name)]['inputs'].float().std() > 5
+
+
+def broken(data_dir: Path, name: str, **kwargs) -> FramePairDataset:
+    """A data set of one difficult file, the pipeline as far as the pictures."""
+    dataset = FramePairDataset(
+        str(data_dir / 'broken'), pipeline=video_pipeline()[:3], max_bad_share=1, **kwargs
+    )
+    return dataset.get_subset([names(dataset).index(name)])
+
+
+def test_real__rotation_flag_gives_an_upright_picture(data_dir):
+    assert broken(data_dir, 'rot_90.mov')[0]['img_shape'] == (568, 320)
+
+
+def test_real__unordered_timestamps_are_put_in_order(data_dir):
+    reader = []
+    dataset = broken(data_dir, 'unordered.mov')
+    dataset.pipeline.transforms.insert(1, lambda r: reader.append(r['video_reader']) or r)
+    assert len(dataset[0]['imgs']) == 2
+    assert (np.diff(reader[0].get_frame_timestamp(np.arange(4))[:, 0]) > 0).all()
+
+
+def test_real__damage_further_on_fails_where_it_is_met(data_dir, log):
+    dataset = broken(data_dir, 'corrupted.mp4')
+    dataset.pipeline.transforms.insert(0, lambda r: {**r, 'pair_start': 5})
+    assert dataset[0]['img_shape'] == (720, 1280)
+
+    dataset = broken(data_dir, 'corrupted.mp4')
+    dataset.pipeline.transforms.insert(0, lambda r: {**r, 'pair_start': 40})
+    with pytest.raises(RuntimeError, match='1 of 1 items.*corrupted.mp4.*DECORDError'):
+        dataset[0]
+
+
+def test_log__goes_to_the_current_logger(tmp_path, write_video, capfd):
+    from mmengine.logging import MMLogger
+
+    MMLogger.get_instance('run', logger_name='run', log_level=logging.INFO)
+    write_video(tmp_path / 'good.mp4')
+    touch(tmp_path, 'bad.mp4')
+    FramePairDataset(str(tmp_path), pipeline=video_pipeline(), max_bad_share=0.5)[0]
+    assert 'Skipping unusable video' in ''.join(capfd.readouterr())
