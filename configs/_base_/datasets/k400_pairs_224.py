@@ -40,8 +40,11 @@ train_dataloader = dict(
     batch_size=64,
     num_workers=8,
     persistent_workers=True,  # set to False along with num_workers=0
+    pin_memory=True,
     drop_last=True,
     sampler=dict(type='DefaultSampler', shuffle=True),
+    # Written out, for the train tool of mmpretrain would put its own in place.
+    collate_fn=dict(type='pseudo_collate'),
     dataset=dict(
         type='videomac_mm.FramePairDataset',
         data_root=data_root,

@@ -15,12 +15,12 @@ train_pipeline = [
             dict(
                 type='mmaction.RandomResizedCrop',
                 # not the paper's 0.2 to 1: the shapes fill a large part of the frame
-                area_range=(0.4, 1.0),
+                area_range=(0.7, 1.0),
                 aspect_ratio_range=(3 / 4, 4 / 3),
             ),
             dict(
                 type='mmaction.Resize',
-                scale=(128, 128),  # not the paper's 224: for CPUs
+                scale=(160, 160),  # not the paper's 224: for CPUs
                 keep_ratio=False,
                 interpolation='bicubic',
             ),
@@ -33,15 +33,17 @@ train_pipeline = [
 
 train_dataloader = dict(
     batch_size=16,  # not the paper's 64 per GPU: for CPUs
-    num_workers=1,
-    persistent_workers=True,  # set to False along with num_workers=0
+    num_workers=0,  # two cores are better spent on the model
+    persistent_workers=False,
     drop_last=True,
-    sampler=dict(type='DefaultSampler', shuffle=True),
+    sampler=dict(type='InfiniteSampler', shuffle=True),
+    # Written out, for the train tool of mmpretrain would put its own in place.
+    collate_fn=dict(type='pseudo_collate'),
     dataset=dict(
         type='videomac_mm.SyntheticVideoDataset',
-        num_videos=1024,
+        num_videos=8,  # few enough to learn within minutes
         num_frames=32,
-        size=(160, 160),
+        size=(176, 176),
         pipeline=train_pipeline,
     ),
 )
