@@ -57,19 +57,21 @@ def test_conv__second_derivatives(execution):
     assert torch.autograd.gradgradcheck(lambda x: conv(x, patches).square(), tiles)
 
 
-def test_conv__auto_reads_the_fewer_sites(monkeypatch):
+@pytest.mark.parametrize('groups, wanted', [(2, [8]), (1, [8, 4])])
+def test_conv__auto_takes_what_costs_less(monkeypatch, groups, wanted):
     patches = VisiblePatches(random_mask(1, (7, 7), 12))
-    conv = PatchConv2d(2, 2, 7, padding=3, groups=2)
+    conv = PatchConv2d(2, 2, 7, padding=3, groups=groups)
     halos = []
     halo = VisiblePatches.halo
-    monkeypatch.setattr(
-        VisiblePatches,
-        'halo',
-        lambda self, x, *args: halos.append(x.shape[-1]) or halo(self, x, *args),
-    )
-    for side in (8, 4, 2, 1):  # 12*14² < 56², but 12*10² > 28²
+
+    def record(self, x, *args):
+        halos.append(x.shape[-1])
+        return halo(self, x, *args)
+
+    monkeypatch.setattr(VisiblePatches, 'halo', record)
+    for side in (8, 4, 2, 1):  # 12*14² < 56², but 12*10² > 28²; matrices from 2 on
         conv(torch.randn(12, 2, side, side), patches)
-    assert halos == [8]
+    assert halos == wanted
 
 
 @pytest.mark.parametrize('cfg', [dict(kernel_size=3), dict(kernel_size=4, padding=2)], ids=str)

@@ -1,6 +1,13 @@
 """Masked ConvNets on their visible patches alone: plain torch, no registry, no config."""
 
-from .modules import LayerNorm2d, PatchConv2d, PatchDropPath, PatchGRN, PatchMaxPool2d
+from .modules import (
+    LayerNorm2d,
+    PatchConv2d,
+    PatchDropPath,
+    PatchGRN,
+    PatchMaxPool2d,
+    patchify,
+)
 from .patches import VisiblePatches
 
 __all__ = [
@@ -10,4 +17,5 @@ __all__ = [
     'PatchGRN',
     'PatchMaxPool2d',
     'VisiblePatches',
+    'patchify',
 ]

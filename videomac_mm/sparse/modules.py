@@ -33,6 +33,16 @@ class _Window:
                 f'stride {self.stride}, padding {padding}'
             )
 
+    def check(self, tiles: Tensor) -> Tensor:
+        """Return tiles (N, C, p, p), or say that the stride does not divide p."""
+        side = tiles.shape[-1]
+        if side % self.stride:
+            raise ValueError(
+                f'tiles of side {side} cannot be strided by {self.stride}: the mask patches '
+                'are smaller than the stride of the network'
+            )
+        return tiles
+
     def run(
         self,
         layer: Callable[[Tensor], Tensor],
@@ -43,17 +53,12 @@ class _Window:
         fill: float,
     ) -> Tensor:
         """Run ``valid`` (no padding) on halos or ``layer`` (padded) on a canvas."""
-        side = tiles.shape[-1]
-        if side % self.stride:
-            raise ValueError(
-                f'tiles of side {side} cannot be strided by {self.stride}: the mask patches '
-                'are smaller than the stride of the network'
-            )
         if self.before == self.after == 0:
-            return valid(tiles)
+            return valid(self.check(tiles))
         if execution == 'auto':
-            halo, canvas = patches.num_sites(side, self.before, self.after)
+            halo, canvas = patches.num_sites(tiles.shape[-1], self.before, self.after)
             execution = 'halo' if halo < canvas else 'canvas'
+        self.check(tiles)
         if execution == 'halo':
             return valid(patches.halo(tiles, self.before, self.after, fill))
         return patches.pack(layer(patches.unpack(tiles, fill)))
@@ -68,8 +73,9 @@ class PatchConv2d(nn.Conv2d):
     rounding.
 
     Args:
-        execution: 'auto' (whichever reads fewer sites), 'halo' or 'canvas'.
-            Defaults to 'auto'.
+        execution: 'halo', 'canvas' or 'auto': what costs less. That is the halo if channels
+            are mixed, where outputs count, and whichever reads fewer sites in depth-wise
+            convs, which are bound by memory. Defaults to 'auto'.
         *args, **kwargs: as `torch.nn.Conv2d`; square, and ``padding`` such that a map of
             n*stride sites gives n.
 
@@ -85,6 +91,10 @@ class PatchConv2d(nn.Conv2d):
             raise ValueError(f"execution must be 'auto', 'halo' or 'canvas', got {execution!r}")
         self.execution = execution
         self._window = _Window(self)
+        if execution == 'auto' and self.groups == 1:
+            self.execution = 'halo'
+        # So that the weight is read as a matrix without a copy. Shape and keys stay.
+        self.to(memory_format=torch.channels_last)
 
     @property
     def crosses_tiles(self) -> bool:
@@ -95,10 +105,41 @@ class PatchConv2d(nn.Conv2d):
         """Dense maps (B, C, H, W), or with ``patches`` tiles (B*K, C, p, p)."""
         if patches is None:
             return super().forward(x)
+        (kernel, _), (stride, _) = self.kernel_size, self.stride
+        # With few sites per tile conv libraries are slow; a matrix product takes all at once.
+        mixes = self.groups == 1 and self.dilation == (1, 1) and self.execution != 'canvas'
+        if mixes and (kernel == 1 or x.shape[-1] <= 2 * stride):
+            return self._as_matrix(self._window.check(x), patches)
         return self._window.run(super().forward, self._valid, x, patches, self.execution, fill=0.0)
+
+    def _as_matrix(self, x: Tensor, patches: VisiblePatches) -> Tensor:
+        (kernel, _), (stride, _) = self.kernel_size, self.stride
+        if kernel == 1:
+            rows = x[:, :, ::stride, ::stride].permute(0, 2, 3, 1)
+        else:
+            rows = patches.windows(x, kernel, stride, self._window.before).flatten(3)
+        weight = self.weight.permute(0, 2, 3, 1).flatten(1)
+        return F.linear(rows, weight, self.bias).permute(0, 3, 1, 2)
 
     def _valid(self, x: Tensor) -> Tensor:
         return F.conv2d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+
+def patchify(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """Run a k×k conv of stride k, which never crosses tiles, as one matrix product.
+
+    Args:
+        conv: without padding; fastest if its weight is in channels-last memory.
+        x (N, C, p, p): tiles; k divides p.
+
+    Returns:
+        (N, C', p/k, p/k)
+    """
+    side = conv.stride[0]
+    x = x.permute(0, 2, 3, 1).unflatten(2, (-1, side)).unflatten(1, (-1, side))
+    rows = x.transpose(2, 3).flatten(3)  # (N, n, k, n, k, C) -> (N, n, n, k*k*C)
+    weight = conv.weight.permute(0, 2, 3, 1).flatten(1)
+    return F.linear(rows, weight, conv.bias).permute(0, 3, 1, 2)
 
 
 class PatchMaxPool2d(nn.MaxPool2d):

@@ -127,6 +127,27 @@ class VisiblePatches:
         canvas = _Gather.apply(_rows(tiles), rows, sites[:, None], fill)
         return _maps(canvas, self.batch_size, self.grid[0] * side, self.grid[1] * side)
 
+    def windows(
+        self, tiles: Tensor, kernel: int, stride: int, before: int, fill: float = 0.0
+    ) -> Tensor:
+        """What each window of a conv sees, across the borders of tiles.
+
+        Args:
+            tiles (B*K, C, p, p): as `pack` returns them.
+            kernel: side of a window in sites.
+            stride: distance of windows in sites; divides p.
+            before: sites by which a tile's first window starts above and left of the tile.
+            fill: the value of sites that are hidden or outside of the image.
+
+        Returns:
+            (B*K, n, n, kernel, kernel, C) with ``n = p // stride``, contiguous.
+        """
+        side, channels = tiles.shape[-1], tiles.shape[1]
+        table, adjoint = self._window_tables(side, kernel, stride, before)
+        sites = _Gather.apply(_rows(tiles), table, adjoint, fill)
+        num = side // stride
+        return sites.view(-1, num, num, kernel, kernel, channels)
+
     def halo(self, tiles: Tensor, before: int, after: int, fill: float = 0.0) -> Tensor:
         """Surround every tile by what a window reaching over its border would see.
 
@@ -140,9 +161,8 @@ class VisiblePatches:
             (B*K, C, q, q) with ``q = before + p + after``, in channels-last memory.
         """
         side = tiles.shape[-1]
-        table, adjoint = self._halo_tables(side, before, after)
-        surrounded = _Gather.apply(_rows(tiles), table, adjoint, fill)
-        return _maps(surrounded, -1, before + side + after, before + side + after)
+        surrounded = self.windows(tiles, before + side + after, side, before, fill)
+        return surrounded[:, 0, 0].permute(0, 3, 1, 2)
 
     def per_image(self, tiles: Tensor) -> Tensor:
         """View channels-last tiles ``(B*K, p, p, C)`` as the sites of their images.
@@ -175,7 +195,7 @@ class VisiblePatches:
     def _canvas_tables(self, side: int) -> Tuple[Tensor, Tensor]:
         """Where each packed row lies on the canvas, and which row lies on each site."""
         if side not in self._tables:
-            image, y, x = self._coordinates(side, 0, 0)
+            image, y, x = self._coordinates(side, side, side)
             height, width = self.grid[0] * side, self.grid[1] * side
             sites = ((image * height + y) * width + x).flatten()
             rows = sites.new_full((self.batch_size * height * width,), len(sites))
@@ -184,38 +204,44 @@ class VisiblePatches:
         return self._tables[side]
 
     @torch.compiler.disable
-    def _halo_tables(self, side: int, before: int, after: int) -> Tuple[Tensor, Tensor]:
-        """Which row lies on each site of the halos, and on which sites each row lies."""
-        key = side, before, after
+    def _window_tables(
+        self, side: int, kernel: int, stride: int, before: int
+    ) -> Tuple[Tensor, Tensor]:
+        """Which row lies on each site of the windows, and on which sites each row lies."""
+        key = side, kernel, stride, before
         if key not in self._tables:
             rows = self._canvas_tables(side)[1]
             num_rows = self.batch_size * self.num_visible * side**2
-            height, width = self.grid[0] * side, self.grid[1] * side
+            after = max(kernel - stride - before, 0)
             rows = torch.nn.functional.pad(
-                rows.view(self.batch_size, height, width),
+                rows.view(self.batch_size, self.grid[0] * side, self.grid[1] * side),
                 (before, after, before, after),
                 value=num_rows,
             )
-            image, y, x = self._coordinates(side, before, after)
-            table = rows[image, y, x].flatten()
-            # A row lies in as many halos as windows of this size, a tile apart, cover a site.
-            reach = -(-(before + side + after) // side)
+            table = rows[self._coordinates(side, kernel, stride)].flatten()
+            # A row is seen by as many windows as cover a site.
+            reach = (-(-kernel // stride)) ** 2
             order = table.argsort(stable=True)
-            ordered = table[order]
-            start = torch.searchsorted(ordered, torch.arange(num_rows + 1, device=table.device))
-            place = start[:-1, None] + torch.arange(reach**2, device=table.device)
+            start = torch.searchsorted(
+                table[order], torch.arange(num_rows + 1, device=table.device)
+            )
+            place = start[:-1, None] + torch.arange(reach, device=table.device)
             inside = place < start[1:, None]
             adjoint = order[place.clamp(max=len(order) - 1)]
             self._tables[key] = table, adjoint.where(inside, len(table))
         return self._tables[key]
 
-    def _coordinates(self, side: int, before: int, after: int) -> Tuple[Tensor, ...]:
-        """Image, row and column, broadcast to (B*K, q, q), on a canvas padded by ``before``."""
-        image, row, column = (axis[:, None, None] for axis in self._visible)
-        window = torch.arange(before + side + after, device=image.device)
-        y = row * side + window[:, None]
-        x = column * side + window[None, :]
-        return image.expand_as(y + x), y.expand_as(y + x), x.expand_as(y + x)
+    def _coordinates(self, side: int, kernel: int, stride: int) -> Tuple[Tensor, ...]:
+        """Image, row and column of every site of every window of the visible tiles.
+
+        Each broadcasts to (B*K, n, n, kernel, kernel); windows start where their tile does.
+        """
+        image, row, column = (axis[:, None, None, None, None] for axis in self._visible)
+        first = torch.arange(0, side, stride, device=image.device)
+        inside = torch.arange(kernel, device=image.device)
+        y = row * side + first[:, None, None, None] + inside[:, None]
+        x = column * side + first[:, None, None] + inside
+        return image, y, x
 
 
 def _rows(maps: Tensor) -> Tensor:

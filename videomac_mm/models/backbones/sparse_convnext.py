@@ -11,7 +11,7 @@ from mmpretrain.models.utils import build_norm_layer
 from torch import Tensor, nn
 
 from ...registry import MODELS
-from ...sparse import PatchConv2d, PatchDropPath, PatchGRN, VisiblePatches
+from ...sparse import PatchConv2d, PatchDropPath, PatchGRN, VisiblePatches, patchify
 
 
 class SparseConvNeXtBlock(ConvNeXtBlock):
@@ -187,6 +187,7 @@ class SparseConvNeXt(ConvNeXt):
             self.stages.append(ModuleList(blocks))
             if stage_norm == 'inline' or stage in self.out_indices:
                 self.add_module(f'norm{stage}', build_norm_layer(norm_cfg, channels))
+        self.to(memory_format=torch.channels_last)
         self._freeze_stages()
 
     def forward(self, x: Tensor, mask: Optional[Tensor] = None) -> Tuple[Tensor, ...]:
@@ -211,7 +212,11 @@ class SparseConvNeXt(ConvNeXt):
             x = patches.pack(x, self.stride)
         outs = []
         for stage, blocks in enumerate(self.stages):
-            x = self.downsample_layers[stage](x)
+            if stage == 0 or patches is None:
+                x = self.downsample_layers[stage](x)
+            else:
+                norm, conv = self.downsample_layers[stage]
+                x = patchify(conv, norm(x))
             for block in blocks:
                 x = block(x, patches)
             norm = getattr(self, f'norm{stage}', None)

@@ -27,7 +27,10 @@ class _SparseBlock:
         return self._forward(x, patches)
 
     def _forward(self, x: Tensor, patches: Optional[VisiblePatches]) -> Tensor:
-        identity = x if self.downsample is None else self.downsample(x)
+        identity = x
+        if self.downsample is not None:
+            conv, norm = self.downsample
+            identity = norm(conv(x, patches))
         out = self._residual(x, patches)
         return self.relu(self.drop_path(out, patches) + identity)
 
@@ -44,9 +47,9 @@ class SparseBottleneck(_SparseBlock, Bottleneck):
     """mmpretrain's ``Bottleneck`` on maps or tiles."""
 
     def _residual(self, x: Tensor, patches: Optional[VisiblePatches]) -> Tensor:
-        x = self.relu(self.norm1(self.conv1(x)))
+        x = self.relu(self.norm1(self.conv1(x, patches)))
         x = self.relu(self.norm2(self.conv2(x, patches)))
-        return self.norm3(self.conv3(x))
+        return self.norm3(self.conv3(x, patches))
 
 
 @MODELS.register_module()
