@@ -236,5 +236,5 @@ def test_config__gives_the_batch_that_models_take(root):
     dataset = DATASETS.build(config.train_dataloader.dataset)
     batch = pseudo_collate([dataset[i] for i in range(4)])
     inputs = MODELS.build(config.data_preprocessor)(batch, training=True)['inputs']
-    assert inputs.shape == (4, 1, 3, 2, 128, 128) and inputs.dtype == torch.float32
+    assert inputs.shape == (4, 1, 3, 2, 160, 160) and inputs.dtype == torch.float32
     assert inputs.abs().max() < 3 and inputs.std() > 0.3

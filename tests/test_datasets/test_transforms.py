@@ -198,6 +198,23 @@ def test_for_each_clip__keeps_the_order_for_any_clip_length():
     assert np.ravel(imgs).tolist() == [3, 2, 1, 0, 7, 6, 5, 4, 11, 10, 9, 8]
 
 
+def test_for_each_clip__repeats_draw_other_crops_of_the_same_clip():
+    results = ForEachClip(CROP, repeats=3)(clips(num_clips=2))
+    imgs = np.stack(results['imgs']).reshape(2, 3, 2, 32, 32, 3)
+    assert (imgs[:, :, 0] == imgs[:, :, 1]).all()
+    assert (imgs[:, 0] != imgs[:, 1]).any() and (imgs[:, 1] != imgs[:, 2]).any()
+    assert results['num_clips'] == 6
+
+    order = ForEachClip([lambda clip: clip], repeats=2)(clips(num_clips=2))['imgs']
+    assert order[0] is order[2] and order[1] is order[3] and order[4] is order[6]
+
+
+@pytest.mark.parametrize('repeats', [0, 1.5])
+def test_for_each_clip__bad_repeats_are_named(repeats):
+    with pytest.raises(ValueError, match=f'repeats must be .* at least 1, got {repeats}'):
+        ForEachClip(CROP, repeats=repeats)
+
+
 def test_for_each_clip__different_sizes_raise():
     with pytest.raises(ValueError, match='must have one size.*mmaction.Resize'):
         ForEachClip(CROP[:1])(clips(num_clips=4))

@@ -9,6 +9,7 @@ from videomac_mm.sparse import (
     PatchGRN,
     PatchMaxPool2d,
     VisiblePatches,
+    patchify,
 )
 
 CONVS = [
@@ -25,12 +26,13 @@ CONVS = [
 ]
 
 
-@pytest.mark.parametrize('cfg', CONVS, ids=str)
+@pytest.mark.parametrize(
+    'cfg, side',
+    [(cfg, side) for cfg in CONVS for side in (1, 2, 4, 8) if side % cfg.get('stride', 1) == 0],
+    ids=str,
+)
 @pytest.mark.parametrize('execution', ['auto', 'halo', 'canvas'])
-@pytest.mark.parametrize('side', [1, 2, 4, 8])
-def test_conv__equals_dense_conv_on_zeroed_maps(cfg, execution, side):
-    if side % cfg.get('stride', 1):
-        pytest.skip('tiles smaller than the stride are an error, tested below')
+def test_conv__equals_dense_conv_on_zeroed_maps(cfg, side, execution):
     mask = random_mask(2, (3, 4), 5)
     conv = PatchConv2d(4, 8, execution=execution, dtype=torch.float64, **cfg)
     maps = torch.randn(2, 4, 3 * side, 4 * side, dtype=torch.float64, requires_grad=True)
@@ -88,6 +90,16 @@ def test_conv__bad_arguments_are_named():
     conv, patches = PatchConv2d(2, 2, 3, 2, 1), VisiblePatches(random_mask(1, (2, 2), 1))
     with pytest.raises(ValueError, match='side 1 cannot be strided by 2'):
         conv(torch.randn(1, 2, 1, 1), patches)
+
+
+def test_patchify__equals_the_conv_and_its_gradients():
+    conv = nn.Conv2d(3, 5, 2, stride=2).double()
+    tiles = torch.randn(4, 3, 6, 6, dtype=torch.float64, requires_grad=True)
+    outs = conv(tiles), patchify(conv, tiles)
+    torch.testing.assert_close(*outs)
+    upstream = torch.randn_like(outs[0])
+    grads = [torch.autograd.grad(out, [tiles, *conv.parameters()], upstream) for out in outs]
+    torch.testing.assert_close(*grads)
 
 
 def test_max_pool__ignores_hidden_sites_even_for_negative_maps():
