@@ -11,5 +11,5 @@ model = dict(
     backbone=dict(arch='atto', init_cfg=init_cfg),
     neck=dict(in_channels=320, embed_dims=256, init_cfg=init_cfg),
 )
-default_hooks = dict(checkpoint=dict(by_epoch=False, interval=200, max_keep_ckpts=1))
+default_hooks = dict(checkpoint=dict(by_epoch=False, interval=100, max_keep_ckpts=1))
 log_processor = dict(by_epoch=False)
