@@ -1,12 +1,11 @@
 """Foreign weight layouts. The only place that knows them."""
 
 import re
-from typing import Dict, List, Optional, Tuple
 
 from torch import Tensor
 
 # (pattern of the official name, our name); the first that matches whole is taken.
-_VIDEOMAC_NAMES: List[Tuple[str, str]] = [
+_VIDEOMAC_NAMES: list[tuple[str, str]] = [
     (r'mask_token', r'neck.mask_token'),
     (r'(proj|pred)\.(weight|bias)', r'neck.\1.\2'),
     (r'decoder\.(\d+)\.dwconv\.(weight|bias)', r'neck.decoder.\1.depthwise_conv.\2'),
@@ -34,7 +33,7 @@ _VIDEOMAC_NAMES: List[Tuple[str, str]] = [
 ]
 
 
-def from_videomac(state_dict: Dict[str, Tensor]) -> Dict[str, Tensor]:
+def from_videomac(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     """Bring weights of the official VideoMAC code to our names and layouts.
 
     Sparse kernels of MinkowskiEngine, ``(K², in, out)`` or ``(K², C)`` for depth-wise ones
@@ -69,7 +68,7 @@ def from_videomac(state_dict: Dict[str, Tensor]) -> Dict[str, Tensor]:
     return converted
 
 
-def _rename(key: str) -> Optional[str]:
+def _rename(key: str) -> str | None:
     for pattern, name in _VIDEOMAC_NAMES:
         match = re.fullmatch(pattern, key)
         if match:

@@ -3,7 +3,6 @@
 import json
 import os
 from pathlib import Path
-from typing import Dict
 
 import numpy as np
 import pytest
@@ -54,12 +53,12 @@ class Step:
     def tensor(self, source, key: str) -> Tensor:
         return torch.from_numpy(source[key]).to(self.dtype)
 
-    def weights(self, prefix: str, source) -> Dict[str, Tensor]:
+    def weights(self, prefix: str, source) -> dict[str, Tensor]:
         """Weights, or gradients, under our names."""
         keys = [key for key in source.files if key.startswith(prefix)]
         return from_videomac({key[len(prefix) :]: self.tensor(source, key) for key in keys})
 
-    def target_after(self, grads: Dict[str, Tensor]) -> Dict[str, Tensor]:
+    def target_after(self, grads: dict[str, Tensor]) -> dict[str, Tensor]:
         """The target after SGD and EMA; in float64 from the official gradients."""
         if self.dtype == torch.float32:
             return self.weights('target_after/', self.inputs)

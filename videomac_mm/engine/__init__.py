@@ -1,3 +1,3 @@
-from .hooks import ReconstructionHook, TargetEMAHook
+from videomac_mm.engine.hooks import ReconstructionHook, TargetEMAHook
 
 __all__ = ['ReconstructionHook', 'TargetEMAHook']

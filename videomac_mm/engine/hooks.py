@@ -1,7 +1,6 @@
 """What happens around the steps of masked pre-training."""
 
 import math
-from typing import Optional
 
 import numpy as np
 import torch
@@ -10,7 +9,7 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
 
-from ..registry import HOOKS
+from videomac_mm.registry import HOOKS
 
 
 def _unwrap(model: nn.Module) -> nn.Module:
@@ -91,8 +90,8 @@ class ReconstructionHook(Hook):
             )
         self.interval = interval
         self.num_samples = num_samples
-        self._inputs: Optional[Tensor] = None
-        self._mask: Optional[Tensor] = None
+        self._inputs: Tensor | None = None
+        self._mask: Tensor | None = None
 
     @master_only
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:

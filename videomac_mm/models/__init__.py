@@ -1,13 +1,13 @@
-from ..registry import MODELS
-from ..sparse import LayerNorm2d, PatchConv2d
-from .backbones.sparse_convnext import SparseConvNeXt
-from .backbones.sparse_resnet import SparseResNet
-from .heads.pixel_head import PixelHead
-from .losses.consistency_loss import ConsistencyLoss
-from .masking import RandomPatchMask
-from .necks.mask_token_decoder import MaskTokenDecoder
-from .selfsup.videomac import VideoMAC
-from .target_network import TargetNetwork
+from videomac_mm.models.backbones.sparse_convnext import SparseConvNeXt
+from videomac_mm.models.backbones.sparse_resnet import SparseResNet
+from videomac_mm.models.heads.pixel_head import PixelHead
+from videomac_mm.models.losses.consistency_loss import ConsistencyLoss
+from videomac_mm.models.masking import RandomPatchMask
+from videomac_mm.models.necks.mask_token_decoder import MaskTokenDecoder
+from videomac_mm.models.selfsup.videomac import VideoMAC
+from videomac_mm.models.target_network import TargetNetwork
+from videomac_mm.registry import MODELS
+from videomac_mm.sparse import LayerNorm2d, PatchConv2d
 
 # `sparse` knows no registry; configs and mmcv's builders name these two layers.
 MODELS.register_module('LN2d', module=LayerNorm2d)

@@ -1,11 +1,9 @@
 """Mask generators. The owner of two rules: True = hidden, and how a ratio becomes a count."""
 
-from typing import Optional, Tuple
-
 import torch
 from torch import Tensor
 
-from ..registry import TASK_UTILS
+from videomac_mm.registry import TASK_UTILS
 
 
 @TASK_UTILS.register_module()
@@ -30,7 +28,7 @@ class RandomPatchMask:
         self.patch_size = patch_size
         self.mask_ratio = mask_ratio
 
-    def grid(self, size: Tuple[int, int]) -> Tuple[int, int]:
+    def grid(self, size: tuple[int, int]) -> tuple[int, int]:
         """The patch grid (h, w) of images of ``size`` (H, W) pixels.
 
         Raises:
@@ -44,7 +42,7 @@ class RandomPatchMask:
             )
         return height // self.patch_size, width // self.patch_size
 
-    def __call__(self, images: Tensor, generator: Optional[torch.Generator] = None) -> Tensor:
+    def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Draw a mask for images.
 
         Args:

@@ -1,6 +1,6 @@
 """Masked ConvNets on their visible patches alone: plain torch, no registry, no config."""
 
-from .modules import (
+from videomac_mm.sparse.modules import (
     LayerNorm2d,
     PatchConv2d,
     PatchDropPath,
@@ -8,7 +8,7 @@ from .modules import (
     PatchMaxPool2d,
     patchify,
 )
-from .patches import VisiblePatches
+from videomac_mm.sparse.patches import VisiblePatches
 
 __all__ = [
     'LayerNorm2d',

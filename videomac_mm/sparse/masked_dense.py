@@ -1,14 +1,14 @@
 """The masked-dense network: every site computed, hidden ones zeroed where they would be read."""
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .modules import PatchConv2d, PatchGRN, PatchMaxPool2d
+from videomac_mm.sparse.modules import PatchConv2d, PatchGRN, PatchMaxPool2d
 
 
 @contextmanager

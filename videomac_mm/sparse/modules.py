@@ -1,13 +1,13 @@
 """The few layers that must know the mask. Without one each is its ordinary dense layer."""
 
-from typing import Callable, Optional
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from mmcv.cnn.bricks import DropPath
 from torch import Tensor, nn
 
-from .patches import VisiblePatches
+from videomac_mm.sparse.patches import VisiblePatches
 
 
 class _Window:
@@ -101,7 +101,7 @@ class PatchConv2d(nn.Conv2d):
         """Whether a window reads beyond the tile that it writes to."""
         return self._window.before > 0 or self._window.after > 0
 
-    def forward(self, x: Tensor, patches: Optional[VisiblePatches] = None) -> Tensor:
+    def forward(self, x: Tensor, patches: VisiblePatches | None = None) -> Tensor:
         """Dense maps (B, C, H, W), or with ``patches`` tiles (B*K, C, p, p)."""
         if patches is None:
             return super().forward(x)
@@ -156,7 +156,7 @@ class PatchMaxPool2d(nn.MaxPool2d):
         super().__init__(*args, **kwargs)
         self._window = _Window(self)
 
-    def forward(self, x: Tensor, patches: Optional[VisiblePatches] = None) -> Tensor:
+    def forward(self, x: Tensor, patches: VisiblePatches | None = None) -> Tensor:
         """Dense maps (B, C, H, W), or with ``patches`` tiles (B*K, C, p, p)."""
         if patches is None:
             return super().forward(x)
@@ -193,7 +193,7 @@ class PatchGRN(nn.Module):
         self.eps = eps
         self.scope = scope
 
-    def forward(self, x: Tensor, patches: Optional[VisiblePatches] = None) -> Tensor:
+    def forward(self, x: Tensor, patches: VisiblePatches | None = None) -> Tensor:
         """Channels-last maps (B, H, W, C), or with ``patches`` tiles (B*K, p, p, C)."""
         if patches is None:
             sites = x.flatten(1, 2)
@@ -215,7 +215,7 @@ class PatchGRN(nn.Module):
 class PatchDropPath(DropPath):
     """Stochastic depth that drops whole images, not tiles of them."""
 
-    def forward(self, x: Tensor, patches: Optional[VisiblePatches] = None) -> Tensor:
+    def forward(self, x: Tensor, patches: VisiblePatches | None = None) -> Tensor:
         """Maps (B, ...), or with ``patches`` tiles (B*K, ...)."""
         if patches is None or not self.training or self.drop_prob == 0.0:
             return super().forward(x)

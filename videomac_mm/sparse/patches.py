@@ -1,7 +1,5 @@
 """The geometry of a masked batch: which patches are visible and who their neighbours are."""
 
-from typing import Tuple
-
 import torch
 from torch import Tensor
 
@@ -84,7 +82,7 @@ class VisiblePatches:
                 'image must be visible'
             )
         self.batch_size, *grid = mask.shape
-        self.grid: Tuple[int, int] = tuple(grid)
+        self.grid: tuple[int, int] = tuple(grid)
         self.num_visible = fewest
         self._visible = (~mask).nonzero().unbind(1)  # image, row, column: each (B*K,)
         self._tables = {}
@@ -172,7 +170,7 @@ class VisiblePatches:
         """
         return tiles.reshape(self.batch_size, -1, tiles.shape[-1])
 
-    def num_sites(self, side: int, before: int = 0, after: int = 0) -> Tuple[int, int]:
+    def num_sites(self, side: int, before: int = 0, after: int = 0) -> tuple[int, int]:
         """Sites per image that a conv reads: on halos, and on a canvas of the whole map."""
         surrounded = (before + side + after) ** 2
         return self.num_visible * surrounded, self.grid[0] * self.grid[1] * side**2
@@ -192,7 +190,7 @@ class VisiblePatches:
         return side
 
     @torch.compiler.disable
-    def _canvas_tables(self, side: int) -> Tuple[Tensor, Tensor]:
+    def _canvas_tables(self, side: int) -> tuple[Tensor, Tensor]:
         """Where each packed row lies on the canvas, and which row lies on each site."""
         if side not in self._tables:
             image, y, x = self._coordinates(side, side, side)
@@ -206,7 +204,7 @@ class VisiblePatches:
     @torch.compiler.disable
     def _window_tables(
         self, side: int, kernel: int, stride: int, before: int
-    ) -> Tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor]:
         """Which row lies on each site of the windows, and on which sites each row lies."""
         key = side, kernel, stride, before
         if key not in self._tables:
@@ -231,7 +229,7 @@ class VisiblePatches:
             self._tables[key] = table, adjoint.where(inside, len(table))
         return self._tables[key]
 
-    def _coordinates(self, side: int, kernel: int, stride: int) -> Tuple[Tensor, ...]:
+    def _coordinates(self, side: int, kernel: int, stride: int) -> tuple[Tensor, ...]:
         """Image, row and column of every site of every window of the visible tiles.
 
         Each broadcasts to (B*K, n, n, kernel, kernel); windows start where their tile does.

@@ -1,6 +1,6 @@
 """ConvNeXt V1 and V2, dense without a mask and sparse with one."""
 
-from typing import Dict, List, Optional, Sequence, Tuple, Union
+from collections.abc import Sequence
 
 import torch
 import torch.utils.checkpoint as cp
@@ -10,8 +10,8 @@ from mmpretrain.models.backbones.convnext import ConvNeXt, ConvNeXtBlock
 from mmpretrain.models.utils import build_norm_layer
 from torch import Tensor, nn
 
-from ...registry import MODELS
-from ...sparse import PatchConv2d, PatchDropPath, PatchGRN, VisiblePatches, patchify
+from videomac_mm.registry import MODELS
+from videomac_mm.sparse import PatchConv2d, PatchDropPath, PatchGRN, VisiblePatches, patchify
 
 
 class SparseConvNeXtBlock(ConvNeXtBlock):
@@ -41,13 +41,13 @@ class SparseConvNeXtBlock(ConvNeXtBlock):
         if self.grn is not None:
             self.grn = PatchGRN(self.grn.in_channels, scope=grn_scope)
 
-    def forward(self, x: Tensor, patches: Optional[VisiblePatches] = None) -> Tensor:
+    def forward(self, x: Tensor, patches: VisiblePatches | None = None) -> Tensor:
         """Dense maps (B, C, H, W), or with ``patches`` tiles (B*K, C, p, p)."""
         if self.with_cp and x.requires_grad:
             return cp.checkpoint(self._forward, x, patches, use_reentrant=False)
         return self._forward(x, patches)
 
-    def _forward(self, x: Tensor, patches: Optional[VisiblePatches]) -> Tensor:
+    def _forward(self, x: Tensor, patches: VisiblePatches | None) -> Tensor:
         shortcut = x
         x = self.norm(self.depthwise_conv(x, patches))
         if self.linear_pw_conv:
@@ -114,9 +114,9 @@ class SparseConvNeXt(ConvNeXt):
 
     def __init__(
         self,
-        arch: Union[str, dict] = 'tiny',
+        arch: str | dict = 'tiny',
         in_channels: int = 3,
-        stem_patch_size: Optional[int] = None,
+        stem_patch_size: int | None = None,
         norm_cfg: dict = dict(type='videomac_mm.LN2d', eps=1e-6),
         act_cfg: dict = dict(type='GELU'),
         linear_pw_conv: bool = True,
@@ -125,11 +125,11 @@ class SparseConvNeXt(ConvNeXt):
         stage_norm: str = 'side',
         drop_path_rate: float = 0.0,
         layer_scale_init_value: float = 1e-6,
-        out_indices: Union[int, Sequence[int]] = -1,
+        out_indices: int | Sequence[int] = -1,
         frozen_stages: int = 0,
-        gap_before_final_norm: Optional[bool] = None,
+        gap_before_final_norm: bool | None = None,
         with_cp: bool = False,
-        init_cfg: Optional[Union[dict, List[dict]]] = [
+        init_cfg: dict | list[dict] | None = [
             dict(type='TruncNormal', layer=['Conv2d', 'Linear'], std=0.02, bias=0.0),
             dict(type='Constant', layer=['LayerNorm'], val=1.0, bias=0.0),
         ],
@@ -190,7 +190,7 @@ class SparseConvNeXt(ConvNeXt):
         self.to(memory_format=torch.channels_last)
         self._freeze_stages()
 
-    def forward(self, x: Tensor, mask: Optional[Tensor] = None) -> Tuple[Tensor, ...]:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
         """Compute the features of dense images, or of their visible patches.
 
         Args:
@@ -231,7 +231,7 @@ class SparseConvNeXt(ConvNeXt):
         super().train(mode)
         return self
 
-    def get_layer_depth(self, param_name: str, prefix: str = '') -> Tuple[int, int]:
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """The depth of a parameter, for layer-wise learning rate decay.
 
         Args:
@@ -250,7 +250,7 @@ class SparseConvNeXt(ConvNeXt):
             return (int(names[2]) + 1 if inside else num_layers - 1), num_layers
         return 0, num_layers
 
-    def _output(self, x: Tensor, norm: nn.Module, patches: Optional[VisiblePatches]) -> Tensor:
+    def _output(self, x: Tensor, norm: nn.Module, patches: VisiblePatches | None) -> Tensor:
         if self.gap_before_final_norm:
             sites = x.permute(0, 2, 3, 1)
             sites = patches.per_image(sites) if patches else sites.flatten(1, 2)
@@ -259,7 +259,7 @@ class SparseConvNeXt(ConvNeXt):
             x = norm(x)
         return patches.unpack(x) if patches else x
 
-    def _resolve(self, arch: Union[str, dict]) -> Dict:
+    def _resolve(self, arch: str | dict) -> dict:
         if isinstance(arch, str):
             if arch not in self.arch_settings:
                 raise ValueError(
@@ -273,7 +273,7 @@ class SparseConvNeXt(ConvNeXt):
             )
         return arch
 
-    def _stages_of(self, out_indices: Union[int, Sequence[int]]) -> List[int]:
+    def _stages_of(self, out_indices: int | Sequence[int]) -> list[int]:
         given = [out_indices] if isinstance(out_indices, int) else list(out_indices)
         stages = [index + self.num_stages if index < 0 else index for index in given]
         if any(not 0 <= stage < self.num_stages for stage in stages):

@@ -1,7 +1,6 @@
 """ResNet, dense without a mask and sparse with one."""
 
 import math
-from typing import List, Optional, Tuple, Union
 
 import torch
 import torch.utils.checkpoint as cp
@@ -9,8 +8,8 @@ from mmcv.cnn import build_activation_layer, build_norm_layer
 from mmpretrain.models.backbones.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
-from ...registry import MODELS
-from ...sparse import PatchDropPath, PatchMaxPool2d, VisiblePatches
+from videomac_mm.registry import MODELS
+from videomac_mm.sparse import PatchDropPath, PatchMaxPool2d, VisiblePatches
 
 
 class _SparseBlock:
@@ -20,13 +19,13 @@ class _SparseBlock:
         super().__init__(*args, **kwargs)
         self.drop_path = PatchDropPath(drop_path_rate)
 
-    def forward(self, x: Tensor, patches: Optional[VisiblePatches] = None) -> Tensor:
+    def forward(self, x: Tensor, patches: VisiblePatches | None = None) -> Tensor:
         """Dense maps (B, C, H, W), or with ``patches`` tiles (B*K, C, p, p)."""
         if self.with_cp and x.requires_grad:
             return cp.checkpoint(self._forward, x, patches, use_reentrant=False)
         return self._forward(x, patches)
 
-    def _forward(self, x: Tensor, patches: Optional[VisiblePatches]) -> Tensor:
+    def _forward(self, x: Tensor, patches: VisiblePatches | None) -> Tensor:
         identity = x
         if self.downsample is not None:
             conv, norm = self.downsample
@@ -38,7 +37,7 @@ class _SparseBlock:
 class SparseBasicBlock(_SparseBlock, BasicBlock):
     """mmpretrain's ``BasicBlock`` on maps or tiles."""
 
-    def _residual(self, x: Tensor, patches: Optional[VisiblePatches]) -> Tensor:
+    def _residual(self, x: Tensor, patches: VisiblePatches | None) -> Tensor:
         x = self.relu(self.norm1(self.conv1(x, patches)))
         return self.norm2(self.conv2(x, patches))
 
@@ -46,7 +45,7 @@ class SparseBasicBlock(_SparseBlock, BasicBlock):
 class SparseBottleneck(_SparseBlock, Bottleneck):
     """mmpretrain's ``Bottleneck`` on maps or tiles."""
 
-    def _residual(self, x: Tensor, patches: Optional[VisiblePatches]) -> Tensor:
+    def _residual(self, x: Tensor, patches: VisiblePatches | None) -> Tensor:
         x = self.relu(self.norm1(self.conv1(x, patches)))
         x = self.relu(self.norm2(self.conv2(x, patches)))
         return self.norm3(self.conv3(x, patches))
@@ -88,11 +87,11 @@ class SparseResNet(ResNet):
         depth: int,
         *args,
         variant: str = 'standard',
-        norm_cfg: Optional[dict] = None,
-        act_cfg: Optional[dict] = None,
-        zero_init_residual: Optional[bool] = None,
-        conv_cfg: Optional[dict] = None,
-        init_cfg: Optional[Union[dict, List[dict]]] = [
+        norm_cfg: dict | None = None,
+        act_cfg: dict | None = None,
+        zero_init_residual: bool | None = None,
+        conv_cfg: dict | None = None,
+        init_cfg: dict | list[dict] | None = [
             dict(type='Kaiming', layer=['Conv2d']),
             dict(type='Constant', val=1, layer=['_BatchNorm', 'GroupNorm', 'LayerNorm']),
         ],
@@ -126,7 +125,7 @@ class SparseResNet(ResNet):
         """Build one stage; called by ``mmpretrain.ResNet``."""
         return super().make_res_layer(act_cfg=self.act_cfg, **kwargs)
 
-    def forward(self, x: Tensor, mask: Optional[Tensor] = None) -> Tuple[Tensor, ...]:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
         """Compute the features of dense images, or of their visible patches.
 
         Args:

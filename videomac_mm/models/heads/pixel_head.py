@@ -3,7 +3,7 @@
 from mmpretrain.models.heads import MAEPretrainHead
 from torch import Tensor
 
-from ...registry import MODELS
+from videomac_mm.registry import MODELS
 
 
 @MODELS.register_module()

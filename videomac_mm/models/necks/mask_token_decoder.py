@@ -1,13 +1,11 @@
 """The light decoder that predicts hidden patches from the features of visible ones."""
 
-from typing import List, Optional, Union
-
 import torch
 from mmengine.model import BaseModule, Sequential
 from torch import Tensor, nn
 
-from ...registry import MODELS
-from ..backbones.sparse_convnext import SparseConvNeXtBlock
+from videomac_mm.models.backbones.sparse_convnext import SparseConvNeXtBlock
+from videomac_mm.registry import MODELS
 
 
 @MODELS.register_module()
@@ -31,7 +29,7 @@ class MaskTokenDecoder(BaseModule):
         depth: int = 1,
         patch_size: int = 32,
         out_channels: int = 3,
-        init_cfg: Optional[Union[dict, List[dict]]] = dict(
+        init_cfg: dict | list[dict] | None = dict(
             type='TruncNormal', layer=['Conv2d', 'Linear'], std=0.02, bias=0.0
         ),
     ) -> None:

@@ -1,13 +1,11 @@
 """VideoMAC: masked autoencoders of two frames that must agree."""
 
-from typing import Dict, List, Optional, Tuple, Union
-
 import torch
 from mmpretrain.models.selfsup import BaseSelfSupervisor
 from torch import Tensor, nn
 
-from ...registry import MODELS, TASK_UTILS
-from ..target_network import TargetNetwork
+from videomac_mm.models.target_network import TargetNetwork
+from videomac_mm.registry import MODELS, TASK_UTILS
 
 
 @MODELS.register_module()
@@ -37,8 +35,8 @@ class VideoMAC(BaseSelfSupervisor):
         head: dict,
         mask_generator: dict = dict(type='videomac_mm.RandomPatchMask'),
         consistency_loss: dict = dict(type='videomac_mm.ConsistencyLoss'),
-        data_preprocessor: Optional[Union[dict, nn.Module]] = None,
-        init_cfg: Optional[Union[dict, List[dict]]] = None,
+        data_preprocessor: dict | nn.Module | None = None,
+        init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(
             backbone, neck, head, data_preprocessor=data_preprocessor, init_cfg=init_cfg
@@ -55,9 +53,9 @@ class VideoMAC(BaseSelfSupervisor):
     def loss(
         self,
         inputs: Tensor,
-        data_samples: Optional[list] = None,
-        mask: Optional[Tensor] = None,
-    ) -> Dict[str, Tensor]:
+        data_samples: list | None = None,
+        mask: Tensor | None = None,
+    ) -> dict[str, Tensor]:
         """The three terms; their sum is the total of the paper.
 
         Args:
@@ -83,7 +81,7 @@ class VideoMAC(BaseSelfSupervisor):
         )
 
     @torch.no_grad()
-    def reconstruct(self, inputs: Tensor, mask: Optional[Tensor] = None) -> Dict[str, Tensor]:
+    def reconstruct(self, inputs: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
         """Show what the networks see and what they make of it.
 
         Args:
@@ -107,7 +105,7 @@ class VideoMAC(BaseSelfSupervisor):
             predicted=torch.stack(pictures, 2),
         )
 
-    def extract_feat(self, inputs: Tensor, mask: Optional[Tensor] = None) -> Tuple[Tensor, ...]:
+    def extract_feat(self, inputs: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
         """Features of the online backbone.
 
         Args:
@@ -122,14 +120,14 @@ class VideoMAC(BaseSelfSupervisor):
             inputs = inputs.transpose(2, 3).flatten(0, 2)
         return self.backbone(inputs, mask)
 
-    def _predict(self, frame: Tensor, later_frame: Tensor, mask: Tensor) -> Tuple[Tensor, Tensor]:
+    def _predict(self, frame: Tensor, later_frame: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         pred = self.neck(self.backbone(frame, mask)[-1], mask)
         with torch.no_grad():
             features = self.target.backbone(later_frame, mask)[-1]
             target_pred = self.target.neck(features, mask)
         return pred, target_pred
 
-    def _frames(self, inputs: Tensor) -> Tuple[Tensor, Tensor]:
+    def _frames(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         if inputs.ndim != 6 or inputs.shape[3] != 2:
             raise ValueError(
                 'VideoMAC needs pairs of frames (B, V, C, 2, H, W), got a tensor of shape '
@@ -137,7 +135,7 @@ class VideoMAC(BaseSelfSupervisor):
             )
         return inputs.flatten(0, 1).unbind(2)
 
-    def _mask(self, frame: Tensor, mask: Optional[Tensor]) -> Tensor:
+    def _mask(self, frame: Tensor, mask: Tensor | None) -> Tensor:
         if mask is None:
             return self.mask_generator(frame)
         return self.mask_generator.check(mask, frame)
