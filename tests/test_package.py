@@ -60,6 +60,7 @@ def test_registries__none_missing():
 )
 def test_registries__locations_import(name):
     getattr(registry, name).import_from_location()
+    assert getattr(registry, name)._imported
 
 
 # -------------------------------------------------------------------- distributions

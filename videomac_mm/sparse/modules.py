@@ -53,12 +53,12 @@ class _Window:
         fill: float,
     ) -> Tensor:
         """Run ``valid`` (no padding) on halos or ``layer`` (padded) on a canvas."""
+        self.check(tiles)
         if self.before == self.after == 0:
-            return valid(self.check(tiles))
+            return valid(tiles)
         if execution == 'auto':
             halo, canvas = patches.num_sites(tiles.shape[-1], self.before, self.after)
             execution = 'halo' if halo < canvas else 'canvas'
-        self.check(tiles)
         if execution == 'halo':
             return valid(patches.halo(tiles, self.before, self.after, fill))
         return patches.pack(layer(patches.unpack(tiles, fill)))
