@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from mmcv.cnn.bricks import DropPath
 from torch import Tensor, nn
 
+from videomac_mm.sparse.functional import DepthwiseConv2d, ResponseNorm
 from videomac_mm.sparse.patches import VisiblePatches
 
 
@@ -93,6 +94,12 @@ class PatchConv2d(nn.Conv2d):
         self._window = _Window(self)
         if execution == 'auto' and self.groups == 1:
             self.execution = 'halo'
+        # What `DepthwiseConv2d` can do, and does faster than torch; not so kernels of 3×3.
+        self._depthwise = (
+            self.in_channels == self.out_channels == self.groups
+            and self.kernel_size == (7, 7)
+            and self.stride == self.dilation == (1, 1)
+        )
         # So that the weight is read as a matrix without a copy. Shape and keys stay.
         self.to(memory_format=torch.channels_last)
 
@@ -104,13 +111,13 @@ class PatchConv2d(nn.Conv2d):
     def forward(self, x: Tensor, patches: VisiblePatches | None = None) -> Tensor:
         """Dense maps (B, C, H, W), or with ``patches`` tiles (B*K, C, p, p)."""
         if patches is None:
-            return super().forward(x)
+            return self._same(x)
         (kernel, _), (stride, _) = self.kernel_size, self.stride
         # With few sites per tile conv libraries are slow; a matrix product takes all at once.
         mixes = self.groups == 1 and self.dilation == (1, 1) and self.execution != 'canvas'
         if mixes and (kernel == 1 or x.shape[-1] <= 2 * stride):
             return self._as_matrix(self._window.check(x), patches)
-        return self._window.run(super().forward, self._valid, x, patches, self.execution, fill=0.0)
+        return self._window.run(self._same, self._valid, x, patches, self.execution, fill=0.0)
 
     def _as_matrix(self, x: Tensor, patches: VisiblePatches) -> Tensor:
         (kernel, _), (stride, _) = self.kernel_size, self.stride
@@ -121,8 +128,17 @@ class PatchConv2d(nn.Conv2d):
         weight = self.weight.permute(0, 2, 3, 1).flatten(1)
         return F.linear(rows, weight, self.bias).permute(0, 3, 1, 2)
 
+    def _same(self, x: Tensor) -> Tensor:
+        return self._convolve(x, self.padding)
+
     def _valid(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+        return self._convolve(x, (0, 0))
+
+    def _convolve(self, x: Tensor, padding: tuple[int, int]) -> Tensor:
+        in_onednn = x.device.type == 'cpu' and x.dtype == self.weight.dtype == torch.float32
+        if self._depthwise and in_onednn and not torch.is_autocast_enabled('cpu'):
+            return DepthwiseConv2d.apply(x, self.weight, self.bias, padding)
+        return F.conv2d(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
 
 
 def patchify(conv: nn.Conv2d, x: Tensor) -> Tensor:
@@ -201,14 +217,7 @@ class PatchGRN(nn.Module):
             sites = patches.per_image(x)
         else:
             sites = x.reshape(1, -1, x.shape[-1])
-        # float32 at least, for the sum over thousands of sites; `tiny` keeps the gradient of
-        # the root finite in a channel that is zero everywhere.
-        wide = sites if sites.dtype == torch.float64 else sites.float()
-        energy = wide.square().sum(1, keepdim=True)  # (B, 1, C)
-        response = (energy + torch.finfo(energy.dtype).tiny).sqrt()
-        response = response / (response.mean(-1, keepdim=True) + self.eps)
-        scale = torch.addcmul(torch.ones_like(self.gamma), self.gamma, response)
-        out = torch.addcmul(self.beta.to(x.dtype), scale.to(x.dtype), sites)
+        out = ResponseNorm.apply(sites, self.gamma, self.beta, self.eps)
         return out.view_as(x)
 
 

@@ -3,45 +3,7 @@
 import torch
 from torch import Tensor
 
-
-class _Gather(torch.autograd.Function):
-    """``(R, C) -> (M, C)``: row ``table[m]``, or ``fill`` where ``table[m] == R``.
-
-    Linear in the rows, with an adjoint that is a gather itself: ``adjoint[r]`` lists the
-    places where row r went. Torch's own adjoint of ``index_select`` adds row after row.
-    """
-
-    @staticmethod
-    def forward(ctx, rows: Tensor, table: Tensor, adjoint: Tensor, fill: float) -> Tensor:
-        ctx.save_for_backward(table, adjoint)
-        return _take(rows, table, fill)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        table, adjoint = ctx.saved_tensors
-        return _GatherSum.apply(grad, adjoint, table), None, None, None
-
-
-class _GatherSum(torch.autograd.Function):
-    """``(M, C) -> (R, C)``: the sum of the rows ``table[r, :]``; the adjoint of `_Gather`."""
-
-    @staticmethod
-    def forward(ctx, rows: Tensor, table: Tensor, adjoint: Tensor) -> Tensor:
-        ctx.save_for_backward(table, adjoint)
-        taken = _take(rows.contiguous(), table.flatten(), 0.0)
-        if table.shape[1] == 1:
-            return taken
-        return taken.view(*table.shape, rows.shape[1]).sum(1)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        table, adjoint = ctx.saved_tensors
-        return _Gather.apply(grad.contiguous(), adjoint, table, 0.0), None, None
-
-
-def _take(rows: Tensor, table: Tensor, fill: float) -> Tensor:
-    rows = torch.cat([rows, rows.new_full((1, rows.shape[1]), fill)])
-    return rows.index_select(0, table)
+from videomac_mm.sparse.functional import Gather
 
 
 class VisiblePatches:
@@ -106,8 +68,7 @@ class VisiblePatches:
                 f'mask patches of {side} pixels are no whole multiple of the stride of {stride} '
                 'of the network'
             )
-        sites, rows = self._canvas_tables(side)
-        packed = _Gather.apply(_rows(maps), sites, rows[:, None], 0.0)
+        packed = _rows(maps).index_select(0, self._sites(side))
         return _maps(packed, -1, side, side)
 
     def unpack(self, tiles: Tensor, fill: float = 0.0) -> Tensor:
@@ -120,10 +81,11 @@ class VisiblePatches:
         Returns:
             (B, C, h*p, w*p) in channels-last memory.
         """
-        side = tiles.shape[-1]
-        sites, rows = self._canvas_tables(side)
-        canvas = _Gather.apply(_rows(tiles), rows, sites[:, None], fill)
-        return _maps(canvas, self.batch_size, self.grid[0] * side, self.grid[1] * side)
+        side, channels = tiles.shape[-1], tiles.shape[1]
+        height, width = self.grid[0] * side, self.grid[1] * side
+        canvas = tiles.new_full((self.batch_size * height * width, channels), fill)
+        canvas.index_copy_(0, self._sites(side), _rows(tiles))
+        return _maps(canvas, self.batch_size, height, width)
 
     def windows(
         self, tiles: Tensor, kernel: int, stride: int, before: int, fill: float = 0.0
@@ -142,7 +104,7 @@ class VisiblePatches:
         """
         side, channels = tiles.shape[-1], tiles.shape[1]
         table, adjoint = self._window_tables(side, kernel, stride, before)
-        sites = _Gather.apply(_rows(tiles), table, adjoint, fill)
+        sites = Gather.apply(_rows(tiles), table, adjoint, fill)
         num = side // stride
         return sites.view(-1, num, num, kernel, kernel, channels)
 
@@ -190,15 +152,12 @@ class VisiblePatches:
         return side
 
     @torch.compiler.disable
-    def _canvas_tables(self, side: int) -> tuple[Tensor, Tensor]:
-        """Where each packed row lies on the canvas, and which row lies on each site."""
+    def _sites(self, side: int) -> Tensor:
+        """Where each packed row lies on the canvas: (B*K*p*p,)."""
         if side not in self._tables:
             image, y, x = self._coordinates(side, side, side)
             height, width = self.grid[0] * side, self.grid[1] * side
-            sites = ((image * height + y) * width + x).flatten()
-            rows = sites.new_full((self.batch_size * height * width,), len(sites))
-            rows[sites] = torch.arange(len(sites), device=sites.device)
-            self._tables[side] = sites, rows
+            self._tables[side] = ((image * height + y) * width + x).flatten()
         return self._tables[side]
 
     @torch.compiler.disable
@@ -208,11 +167,14 @@ class VisiblePatches:
         """Which row lies on each site of the windows, and on which sites each row lies."""
         key = side, kernel, stride, before
         if key not in self._tables:
-            rows = self._canvas_tables(side)[1]
-            num_rows = self.batch_size * self.num_visible * side**2
+            sites = self._sites(side)
+            num_rows = len(sites)
+            height, width = self.grid[0] * side, self.grid[1] * side
+            rows = sites.new_full((self.batch_size * height * width,), num_rows)
+            rows[sites] = torch.arange(num_rows, device=sites.device)
             after = max(kernel - stride - before, 0)
             rows = torch.nn.functional.pad(
-                rows.view(self.batch_size, self.grid[0] * side, self.grid[1] * side),
+                rows.view(self.batch_size, height, width),
                 (before, after, before, after),
                 value=num_rows,
             )
