@@ -75,6 +75,8 @@ setup(
         'torchvision',
         'numpy>=1.23',
         'opencv-python',
+        'pillow',
+        'scipy',
         'decord',
         'mmengine>=0.10.4,<1',
         'mmpretrain>=1.2,<2',

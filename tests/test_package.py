@@ -56,7 +56,7 @@ def test_registries__none_missing():
 
 
 @pytest.mark.parametrize(
-    'name', ['MODELS', 'TASK_UTILS', 'DATASETS', 'DATA_SAMPLERS', 'TRANSFORMS', 'HOOKS']
+    'name', ['MODELS', 'TASK_UTILS', 'DATASETS', 'DATA_SAMPLERS', 'TRANSFORMS', 'HOOKS', 'METRICS']
 )
 def test_registries__locations_import(name):
     getattr(registry, name).import_from_location()

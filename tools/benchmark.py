@@ -2,6 +2,7 @@
 
     python tools/benchmark.py step --config CONFIG     time and memory of a step, three ways
     python tools/benchmark.py data --config CONFIG     frame pairs per second, two ways
+    python tools/benchmark.py propagation              labels of a frame, two ways
 
 Times are medians; what is compared is measured in turns, so that a drift of the machine
 meets all alike. Every sample is kept in the JSON.
@@ -33,12 +34,29 @@ from mmengine.runner import Runner
 from mmengine.utils.dl_utils import set_multi_processing
 from torch import Tensor, nn
 
+from videomac_mm.models.propagation import ContextFrames, Window, propagate_densely
 from videomac_mm.registry import DATASETS, MODELS
 from videomac_mm.sparse.masked_dense import masked_dense
 
 CONFIGS = Path(__file__).resolve().parent.parent / 'configs'
 VARIANTS = ('sparse', 'masked_dense', 'mmpretrain_sparse')
-TOLERANCE = 1e-4  # relative, of losses in float32
+TOLERANCE = 1e-4  # of losses, relative, and of labels, in float32
+FORMS = dict(
+    dino=dict(
+        context=dict(num_frames=7),
+        window='square',
+        topk=5,
+        temperature=0.1,
+        keep_ties=True,
+    ),
+    crw=dict(
+        context=dict(num_frames=20, window_on_first=False),
+        window='disc',
+        topk=10,
+        temperature=0.05,
+        keep_ties=False,
+    ),
+)
 
 STEP_HELP = """\
 A step is `model.loss(inputs, mask=mask)`, its sum and the backward pass: the online network
@@ -64,6 +82,18 @@ mmaction2: DecordInit, SampleFrames(clip_len=2), DecordDecode, then the config's
 videos that this package could read take part: decord ends the process on some damaged files.
 """
 
+PROPAGATION_HELP = """\
+Milliseconds for the labels of one frame, from random features and with a full queue, in DINO's
+form (8 frames, square window, top 5) and in CRW's (21 frames, the first one without a window,
+top 10).
+
+windowed           what LabelPropagator runs
+dense              the matrix of all pairs of cells, then masked, as the references do; its labels
+                   must agree with those of `windowed`, or nothing is reported
+
+The network of the config takes its time once a frame, apart. Memory as in `step`.
+"""
+
 
 # ----------------------------------------------------------------------------- common
 
@@ -74,20 +104,30 @@ def parse_args() -> argparse.Namespace:
     commands = parser.add_subparsers(dest='command', required=True)
     step = commands.add_parser('step', description=STEP_HELP, formatter_class=raw)
     data = commands.add_parser('data', description=DATA_HELP, formatter_class=raw)
+    propagation = commands.add_parser(
+        'propagation', description=PROPAGATION_HELP, formatter_class=raw
+    )
     for command in (step, data):
         command.add_argument(
             '--config', required=True, help='config file, or the name of one below configs/'
         )
         command.add_argument('--batch-size', type=positive, default=8)
+    propagation.add_argument('--config', default='davis2017-dino_videomac-convnextv2-tiny')
+    propagation.add_argument('--grid', type=positive, nargs=2, default=[60, 107], help='cells')
+    propagation.add_argument('--channels', type=positive, default=384)
+    propagation.add_argument('--radius', type=positive, default=12, help='cells')
+    propagation.add_argument('--forms', nargs='+', choices=list(FORMS), default=list(FORMS))
+    for command in (step, data, propagation):
         command.add_argument('--threads', type=positive, help="torch's threads, default: its own")
         command.add_argument('--json', type=Path, help='file for the results')
         command.add_argument(
             '--cfg-options', nargs='+', action=DictAction, help='overrides as key=value'
         )
     step.add_argument('--size', type=positive, default=224, help='pixels')
-    step.add_argument('--repeats', type=positive, default=5)
     step.add_argument('--amp', action='store_true', help='float16 on GPU, bfloat16 on CPU')
-    step.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    for command in (step, propagation):
+        command.add_argument('--repeats', type=positive, default=5)
+        command.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     data.add_argument('--data-root', help="the data set's folder, in place of the config's")
     data.add_argument('--workers', type=int, nargs='+', default=[0, 2])
     data.add_argument('--num-videos', type=positive, default=100, help='items, evenly spread')
@@ -140,7 +180,6 @@ def describe(args: argparse.Namespace, device: torch.device) -> dict:
     return dict(
         config=args.config,
         cfg_options=args.cfg_options,
-        batch_size=args.batch_size,
         device=torch.cuda.get_device_name(device) if device.type == 'cuda' else cpu_model(),
         threads=torch.get_num_threads(),
         cpus=os.cpu_count(),
@@ -426,6 +465,7 @@ def benchmark_step(args: argparse.Namespace) -> dict:
     base = times['sparse']
     return dict(
         **describe(args, device),
+        batch_size=args.batch_size,
         size=args.size,
         amp=args.amp,
         repeats=args.repeats,
@@ -588,6 +628,7 @@ def benchmark_data(args: argparse.Namespace) -> dict:
     theirs = max(rates['mmaction'] for rates in by_workers.values()) if compared else None
     return dict(
         **describe(args, torch.device('cpu')),
+        batch_size=args.batch_size,
         data_root=args.data_root,
         num_videos=found['num_videos'],
         num_unusable=len(found['unusable']),
@@ -611,14 +652,155 @@ def print_data(report: dict) -> None:
     print(report['mmaction_note'])
 
 
+# ------------------------------------------------------------------------ propagation
+
+
+class Propagation:
+    """One form of label propagation on random features: a full queue and a new frame."""
+
+    def __init__(self, args: argparse.Namespace, form: str) -> None:
+        self.form = FORMS[form]
+        self.device = torch.device(args.device)
+        self.window = Window(args.radius, self.form['window'])
+        self.mixing = {key: self.form[key] for key in ('topk', 'temperature', 'keep_ties')}
+        generator = torch.Generator().manual_seed(0)
+        num_frames = self.form['context']['num_frames']
+        shape = (args.channels, *args.grid)
+        # Frames of a video are alike.
+        scene = torch.randn(shape, generator=generator)
+        noise = torch.randn(num_frames + 2, *shape, generator=generator)
+        self.features = (scene + 0.5 * noise).to(self.device)
+        labels = torch.rand(num_frames + 1, 4, *args.grid, generator=generator)
+        self.labels = labels.softmax(1).to(self.device)
+
+    def fill(self) -> ContextFrames:
+        first, *later = zip(self.features[:-1], self.labels)
+        frames = ContextFrames(*first, window=self.window, **self.form['context'])
+        for features, labels in later:
+            frames.push(features, labels)
+        return frames
+
+    def mask(self) -> Tensor:
+        """Which cells may look at which: (frames, h*w, h*w)."""
+        height, width = self.features.shape[-2:]
+        cell = torch.arange(height * width, device=self.device)
+        y, x = cell // width, cell % width
+        allowed = self.window.contains(y[:, None] - y, x[:, None] - x)
+        allowed = allowed.expand(len(self.labels), -1, -1)
+        if self.form['context'].get('window_on_first', True):
+            return allowed
+        return torch.cat([torch.ones_like(allowed[:1]), allowed[1:]])
+
+    def windowed(self, frames: ContextFrames) -> Tensor:
+        """A frame's whole work: its labels, and its place in the queue."""
+        labels = frames.propagate(self.features[-1], **self.mixing)
+        frames.push(self.features[-1], labels)
+        return labels
+
+    def dense(self, allowed: Tensor) -> Tensor:
+        return propagate_densely(
+            self.features[-1], self.features[:-1], self.labels, allowed=allowed, **self.mixing
+        )
+
+
+def propagation_peak_mb(args: argparse.Namespace, form: str, dense: bool) -> float:
+    """Growth of the peak memory over the features, the queue included."""
+    load_config(args)
+    propagation = Propagation(args, form)
+    before = reset_peak(propagation.device)
+    if dense:
+        propagation.dense(propagation.mask())
+    else:
+        propagation.windowed(propagation.fill())
+    return (peak(propagation.device) - before) / 2**20
+
+
+@torch.no_grad()
+def benchmark_form(args: argparse.Namespace, form: str) -> dict:
+    propagation = Propagation(args, form)
+    allowed = propagation.mask()
+    got, wanted = propagation.windowed(propagation.fill()), propagation.dense(allowed)
+    difference = (got - wanted).abs().max().item()
+    if not difference <= TOLERANCE:
+        raise RuntimeError(f'nothing to report: labels differ by {difference} in form {form}')
+
+    def clock(variant: str, argument: Callable) -> Callable[[], float]:
+        def measure() -> float:
+            ready = argument()
+            return milliseconds(lambda: getattr(propagation, variant)(ready), propagation.device)
+
+        return measure
+
+    clocks = dict(
+        windowed=clock('windowed', propagation.fill), dense=clock('dense', lambda: allowed)
+    )
+    samples = in_turns(clocks, args.repeats)
+    times = {name: median(values) for name, values in samples.items()}
+    if propagation.device.type == 'cuda':
+        memory = [propagation_peak_mb(args, form, dense) for dense in (False, True)]
+    else:
+        memory = [in_new_process(propagation_peak_mb, args, form, dense) for dense in (False, True)]
+    return dict(
+        windowed_ms=times['windowed'],
+        dense_ms=times['dense'],
+        speedup=ratio(times['dense'], times['windowed']),
+        windowed_peak_mb=memory[0],
+        dense_peak_mb=memory[1],
+        memory_share=ratio(*memory),
+        largest_difference=difference,
+        samples_ms=samples,
+    )
+
+
+@torch.no_grad()
+def network_ms(args: argparse.Namespace, cfg: Config, device: torch.device) -> float:
+    """Median time of the features of one frame that gives the grid."""
+    model = MODELS.build(cfg.model).to(device).eval()
+    size = [number * model.stride for number in args.grid]
+    frame = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0)).to(device)
+    clock = dict(network=lambda: milliseconds(lambda: model.extract_feat(frame), device))
+    return median(in_turns(clock, args.repeats)['network'])
+
+
+def benchmark_propagation(args: argparse.Namespace) -> dict:
+    device = torch.device(args.device)
+    cfg = load_config(args)
+    return dict(
+        **describe(args, device),
+        grid=args.grid,
+        channels=args.channels,
+        radius=args.radius,
+        network_ms=network_ms(args, cfg, device),
+        **{form: benchmark_form(args, form) for form in args.forms},
+    )
+
+
+def print_propagation(report: dict) -> None:
+    grid = 'x'.join(map(str, report['grid']))
+    print(f'{grid} cells, {report["channels"]} channels, radius {report["radius"]}, ', end='')
+    print(f'{report["device"]}, {report["threads"]} threads')
+    print(f'{"":10}{"ms":>10}{"dense ms":>10}{"ratio":>8}{"MiB":>10}{"dense MiB":>10}')
+    for form in FORMS:
+        if form in report:
+            found = report[form]
+            print(f'{form:10}{text(found["windowed_ms"]):>10}{text(found["dense_ms"]):>10}', end='')
+            print(f'{text(found["speedup"], "x"):>8}{text(found["windowed_peak_mb"]):>10}', end='')
+            print(f'{text(found["dense_peak_mb"]):>10}')
+    print(f'{"network":10}{text(report["network_ms"]):>10}  ({report["config"]})')
+
+
+COMMANDS = dict(
+    step=(benchmark_step, print_step),
+    data=(benchmark_data, print_data),
+    propagation=(benchmark_propagation, print_propagation),
+)
+
+
 def main() -> None:
     args = parse_args()
-    if args.command == 'step':
-        report = benchmark_step(args)
-        print_step(report)
-    else:
-        report = benchmark_data(args)
-        print_data(report)
+    run, show = COMMANDS[args.command]
+    report = run(args)
+    show(report)
     finish(report, args.json)
 
 

@@ -20,6 +20,7 @@ DATASETS = _child(root.DATASETS, 'videomac_mm.datasets')
 DATA_SAMPLERS = _child(root.DATA_SAMPLERS, 'videomac_mm.datasets')
 TRANSFORMS = _child(root.TRANSFORMS, 'videomac_mm.datasets')
 HOOKS = _child(root.HOOKS, 'videomac_mm.engine')
+METRICS = _child(root.METRICS, 'videomac_mm.evaluation')
 
 # No tenants yet. Without a child of their kind, mmengine warns once for every object
 # that is built while `default_scope` is ours.
@@ -29,7 +30,6 @@ for _parent in (
     root.INFERENCERS,
     root.LOG_PROCESSORS,
     root.LOOPS,
-    root.METRICS,
     root.MODEL_WRAPPERS,
     root.OPTIM_WRAPPER_CONSTRUCTORS,
     root.OPTIM_WRAPPERS,

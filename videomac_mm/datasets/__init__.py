@@ -1,4 +1,16 @@
 from videomac_mm.datasets.frame_pairs import FramePairDataset
+from videomac_mm.datasets.label_propagation import (
+    DAVISDataset,
+    JHMDBDataset,
+    SyntheticLabelDataset,
+    VideoSampler,
+    VIPDataset,
+)
+from videomac_mm.datasets.label_propagation_transforms import (
+    LoadFrame,
+    PackFrame,
+    ResizeShortSide,
+)
 from videomac_mm.datasets.synthetic import (
     RenderFrames,
     SyntheticVideo,
@@ -13,13 +25,21 @@ from videomac_mm.datasets.transforms import (
 )
 
 __all__ = [
+    'DAVISDataset',
     'ForEachClip',
     'FrameFolderDecode',
     'FramePairDataset',
+    'JHMDBDataset',
+    'LoadFrame',
     'OpenVideo',
+    'PackFrame',
     'RenderFrames',
+    'ResizeShortSide',
     'SampleFramePair',
+    'SyntheticLabelDataset',
     'SyntheticVideo',
     'SyntheticVideoDataset',
     'UnusableVideoError',
+    'VIPDataset',
+    'VideoSampler',
 ]

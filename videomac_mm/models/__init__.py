@@ -1,6 +1,8 @@
 from videomac_mm.models.backbones.sparse_convnext import SparseConvNeXt
 from videomac_mm.models.backbones.sparse_resnet import SparseResNet
 from videomac_mm.models.heads.pixel_head import PixelHead
+from videomac_mm.models.label_codecs import KeypointCodec, MaskCodec
+from videomac_mm.models.label_propagator import LabelPropagator
 from videomac_mm.models.losses.consistency_loss import ConsistencyLoss
 from videomac_mm.models.masking import RandomPatchMask
 from videomac_mm.models.necks.mask_token_decoder import MaskTokenDecoder
@@ -15,6 +17,9 @@ MODELS.register_module(module=PatchConv2d)
 
 __all__ = [
     'ConsistencyLoss',
+    'KeypointCodec',
+    'LabelPropagator',
+    'MaskCodec',
     'MaskTokenDecoder',
     'PixelHead',
     'RandomPatchMask',

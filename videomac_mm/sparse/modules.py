@@ -94,12 +94,6 @@ class PatchConv2d(nn.Conv2d):
         self._window = _Window(self)
         if execution == 'auto' and self.groups == 1:
             self.execution = 'halo'
-        # What `DepthwiseConv2d` can do, and does faster than torch; not so kernels of 3×3.
-        self._depthwise = (
-            self.in_channels == self.out_channels == self.groups
-            and self.kernel_size == (7, 7)
-            and self.stride == self.dilation == (1, 1)
-        )
         # So that the weight is read as a matrix without a copy. Shape and keys stay.
         self.to(memory_format=torch.channels_last)
 
@@ -135,8 +129,14 @@ class PatchConv2d(nn.Conv2d):
         return self._convolve(x, (0, 0))
 
     def _convolve(self, x: Tensor, padding: tuple[int, int]) -> Tensor:
+        # What `DepthwiseConv2d` can do, and does faster than torch; not so kernels of 3×3.
+        is_depthwise = (
+            self.in_channels == self.out_channels == self.groups
+            and self.kernel_size == (7, 7)
+            and self.stride == self.dilation == (1, 1)
+        )
         in_onednn = x.device.type == 'cpu' and x.dtype == self.weight.dtype == torch.float32
-        if self._depthwise and in_onednn and not torch.is_autocast_enabled('cpu'):
+        if is_depthwise and in_onednn and not torch.is_autocast_enabled('cpu'):
             return DepthwiseConv2d.apply(x, self.weight, self.bias, padding)
         return F.conv2d(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
 

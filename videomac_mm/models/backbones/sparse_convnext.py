@@ -211,7 +211,7 @@ class SparseConvNeXt(ConvNeXt):
             patches = VisiblePatches(mask)
             x = patches.pack(x, self.stride)
         outs = []
-        for stage, blocks in enumerate(self.stages):
+        for stage, blocks in zip(range(max(self.out_indices) + 1), self.stages):
             if stage == 0 or patches is None:
                 x = self.downsample_layers[stage](x)
             else:

@@ -150,7 +150,7 @@ class SparseResNet(ResNet):
         else:
             x = self.norm1(self.conv1(x))
         outs = []
-        for stage, name in enumerate(self.res_layers):
+        for stage, name in zip(range(max(self.out_indices) + 1), self.res_layers):
             for block in getattr(self, name):
                 x = block(x, patches)
             if stage in self.out_indices:

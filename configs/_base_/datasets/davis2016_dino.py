@@ -1,0 +1,5 @@
+# DAVIS-2016, 20 validation videos of one object each. DINO itself is run on DAVIS-2017 only;
+# here its way of reading frames is kept.
+_base_ = './davis2017_dino.py'
+
+test_dataloader = dict(dataset=dict(data_root='data/davis2016', year=2016))

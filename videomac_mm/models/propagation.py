@@ -1,0 +1,355 @@
+"""Labels travel from frame to frame along the similarity of features: pure tensor functions."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Rows and columns of the tiles in which queries are worked.
+_TILE = 10, 12
+# The best of many scores are sought in the chunks with the largest maxima.
+_CHUNK = 32
+
+
+@dataclass(frozen=True)
+class Window:
+    """The cells around its own place that a cell may look at in another frame.
+
+    Args:
+        radius: in cells, at least 0.
+        shape: 'square': ``|dy| <= radius`` and ``|dx| <= radius`` (DINO), or 'disc':
+            ``sqrt(dy² + dx²) < radius`` (CRW).
+
+    Raises:
+        ValueError: for another shape, or a radius that leaves no cell.
+    """
+
+    radius: float
+    shape: str = 'square'
+
+    def __post_init__(self) -> None:
+        if self.shape not in ('square', 'disc'):
+            raise ValueError(f"window shape must be 'square' or 'disc', got {self.shape!r}")
+        if self.reach < 0:
+            raise ValueError(f'a {self.shape} of radius {self.radius} contains no cell')
+
+    @property
+    def reach(self) -> int:
+        """Cells between the centre and the border."""
+        return math.floor(self.radius) if self.shape == 'square' else math.ceil(self.radius) - 1
+
+    def contains(self, dy: Tensor, dx: Tensor) -> Tensor:
+        """Whether a cell at the distance (dy, dx) is inside."""
+        if self.shape == 'square':
+            return torch.maximum(dy.abs(), dx.abs()) <= self.radius
+        return dy.square() + dx.square() < self.radius**2
+
+
+class ContextFrames:
+    """The features and soft labels that the next frame takes its labels from.
+
+    The first frame stays, and the last ``num_frames`` of the later ones.
+
+    Args:
+        features (C, h, w): of the first frame, not normalised.
+        labels (L, h, w): of the first frame, hard or soft.
+        num_frames: later frames to keep, at least 1.
+        window: what a cell may look at; everything if None.
+        window_on_first: whether that holds for the first frame too, as in DINO, or only for
+            later ones, as in CRW. Defaults to True.
+        pad_with_first: let copies of the first frame stand for later frames that are still
+            to come, as CRW does. Defaults to False.
+
+    Raises:
+        ValueError: if sizes do not fit each other, or ``num_frames`` is less than 1.
+
+    Source: DINO (arXiv 2104.14294) and CRW (arXiv 2006.14613), their evaluation code.
+    """
+
+    def __init__(
+        self,
+        features: Tensor,
+        labels: Tensor,
+        num_frames: int = 7,
+        window: Window | None = None,
+        window_on_first: bool = True,
+        pad_with_first: bool = False,
+    ) -> None:
+        if num_frames < 1:
+            raise ValueError(f'num_frames must be at least 1, got {num_frames}')
+        channels, height, width = self.shape = tuple(features.shape)
+        self.window = window
+        # Slot 0 is the first frame's. The window is on those from `_windowed` on.
+        self._windowed = 0 if window_on_first else 1
+        self._num_later = 0
+        self._num_frames = num_frames
+        num_slots = 1 + num_frames
+        self._labels = labels.new_zeros(num_slots * height * width, len(labels))
+
+        # Tiles as equal as can be: little padding.
+        rows, columns = (-(-size // -(-size // tile)) for size, tile in zip((height, width), _TILE))
+        self._tile = rows, columns
+        self._num_strips = -(-width // columns)
+        self._strips = self._cells = None
+        if window is not None:
+            # Overlapping strips of columns: the keys of a tile are one piece of memory.
+            self._strips = features.new_zeros(
+                num_slots - self._windowed,
+                self._num_strips,
+                height,
+                columns + 2 * window.reach,
+                channels,
+            )
+        if window is None or not window_on_first:
+            num_free = num_slots if window is None else 1
+            self._cells = features.new_zeros(num_free, height * width, channels)
+
+        self._put(0, features, labels)
+        for _ in range(num_frames if pad_with_first else 0):
+            self.push(features, labels)
+
+    def push(self, features: Tensor, labels: Tensor) -> None:
+        """Add a later frame, in place of the oldest one if there are enough.
+
+        Args:
+            features (C, h, w), labels (L, h, w): as those of the first frame.
+
+        Raises:
+            ValueError: if their sizes are not those of the first frame.
+        """
+        self._put(1 + self._num_later % self._num_frames, features, labels)
+        self._num_later += 1
+
+    @torch.no_grad()
+    def propagate(
+        self, features: Tensor, topk: int, temperature: float, keep_ties: bool = False
+    ) -> Tensor:
+        """Give a new frame its labels: means of the most similar cells' labels.
+
+        The weights are the softmax of ``cosine / temperature`` over the ``topk`` best cells of
+        all frames together.
+
+        Args:
+            features (C, h, w): of the new frame, not normalised.
+            topk: cells that a cell takes its label from.
+            temperature: positive.
+            keep_ties: take every cell that is as good as the last of the ``topk``, as in
+                DINO; if False, which one is taken is left open, as in CRW.
+
+        Returns:
+            (L, h, w) soft labels, not yet pushed.
+
+        Raises:
+            ValueError: if the size of the features is not that of the first frame.
+        """
+        self._check(features)
+        height, width = self.shape[1:]
+        rows, columns = self._tile
+        queries = _normalise(features)  # (h, w, C)
+        out = self._labels.new_empty(height, width, self._labels.shape[1])
+        for top in range(0, height, rows):
+            for left in range(0, width, columns):
+                inside = slice(top, top + rows), slice(left, left + columns)
+                query = queries[inside]
+                scored = []
+                if self._strips is not None and self._num_used > self._windowed:
+                    scored.append(_WindowScores(self, query, top, left))
+                if self._cells is not None:
+                    scored.append(_Scores(self, query))
+                values, places = _best_of_all(scored, topk, keep_ties)
+                weights = (values.to(self._labels.dtype) / temperature).softmax(-1)
+                mixed = torch.bmm(weights[:, None], self._labels[places])  # (q, 1, L)
+                out[inside] = mixed.view(*query.shape[:2], -1)
+        return out.permute(2, 0, 1)
+
+    @property
+    def _num_used(self) -> int:
+        return 1 + min(self._num_later, self._num_frames)
+
+    def _check(self, features: Tensor) -> None:
+        if features.shape != self.shape:
+            raise ValueError(
+                f'features of shape {tuple(features.shape)} do not fit those of the first '
+                f'frame, {self.shape}'
+            )
+
+    def _put(self, slot: int, features: Tensor, labels: Tensor) -> None:
+        self._check(features)
+        channels, height, width = self.shape
+        wanted = self._labels.shape[1], height, width
+        if labels.shape != wanted:
+            raise ValueError(f'labels of shape {tuple(labels.shape)} do not fit: expected {wanted}')
+        cells = height * width
+        self._labels[slot * cells : (slot + 1) * cells] = labels.flatten(1).T
+        keys = _normalise(features)
+        if self._cells is not None and slot < len(self._cells):
+            self._cells[slot] = keys.flatten(0, 1)
+        if self._strips is not None and slot >= self._windowed:
+            reach = self.window.reach
+            strips = self._strips[slot - self._windowed]
+            padded = F.pad(keys, (0, 0, reach, strips.shape[2]))
+            for number, strip in enumerate(strips):
+                left = number * self._tile[1]
+                strip.copy_(padded[:, left : left + strip.shape[1]])
+
+
+class _Scores:
+    """How similar the queries of a tile are to every cell of some frames."""
+
+    def __init__(self, frames: ContextFrames, query: Tensor) -> None:
+        """``query``: (rows, columns, C)."""
+        keys = frames._cells[: frames._num_used].flatten(0, 1)
+        self.scores = query.flatten(0, 1) @ keys.T  # (q, slots * h * w)
+
+    def best(self, k: int) -> tuple[Tensor, Tensor]:
+        """The ``k`` largest scores of each query (q, k), and their places."""
+        num = self.scores.shape[1]
+        extra = -num % _CHUNK
+        chunks = F.pad(self.scores, (0, extra), value=-math.inf).unflatten(1, (-1, _CHUNK))
+        chosen = chunks.amax(-1).topk(min(k, chunks.shape[1])).indices  # (q, k')
+        inside = torch.take_along_dim(chunks, chosen[..., None], 1).flatten(1)
+        values, index = inside.topk(min(k, inside.shape[1]))
+        places = chosen.gather(1, index // _CHUNK) * _CHUNK + index % _CHUNK
+        return values, places.clamp(max=num - 1)  # beyond: what was padded
+
+    def at_least(self, threshold: Tensor) -> tuple[Tensor, Tensor]:
+        """All scores that reach the query's threshold (q, 1), filled up with -inf; places."""
+        return _at_least(self.scores, threshold)
+
+
+class _WindowScores:
+    """How similar the queries of a tile are to the cells in their windows."""
+
+    def __init__(self, frames: ContextFrames, query: Tensor, top: int, left: int) -> None:
+        """``query``: (rows, columns, C) from row ``top`` and column ``left`` on."""
+        _, self.height, self.width = frames.shape
+        self.first = frames._windowed
+        self.top, self.left = top, left
+        self.rows, self.columns = query.shape[:2]
+        self.reach = reach = frames.window.reach
+        num = frames._num_used - frames._windowed
+        # Rows of the image that the tile's windows reach: from there on, so many.
+        start, stop = max(top - reach, 0), min(top + self.rows + reach, self.height)
+        strips = frames._strips[:num, left // frames._tile[1], start:stop]
+        query, num_columns = query.flatten(0, 1), strips.shape[2]
+        keys = strips.flatten(1, 2).transpose(1, 2)  # (slots, C, rows * columns)
+        # Scores of (slot, query, row, column); -inf outside of the image.
+        size = num, len(query), self.rows + 2 * reach, num_columns
+        self.scores = scores = query.new_full(size, -math.inf)
+        first = start - (top - reach)
+        reached = scores.flatten(2)[..., first * num_columns :][..., : keys.shape[2]]
+        torch.bmm(query.expand(num, -1, -1), keys, out=reached)
+        scores[..., : max(reach - left, 0)] = -math.inf
+        scores[..., max(self.width + reach - left, 0) :] = -math.inf
+        # The keys of a query's window lie around it: a view of (slots, y, x, dy, dx).
+        self.side = 2 * reach + 1
+        slot, each, row, _ = scores.stride()
+        self.windows = scores.as_strided(
+            (num, self.rows, self.columns, self.side, self.side),
+            (slot, self.columns * each + row, each + 1, row, 1),
+        )
+        if frames.window.shape == 'disc':
+            offset = torch.arange(-reach, reach + 1, device=scores.device)
+            outside = ~frames.window.contains(offset[:, None], offset)
+            self.windows.masked_fill_(outside, -math.inf)
+
+    def best(self, k: int) -> tuple[Tensor, Tensor]:
+        """The ``k`` largest scores of each query (q, k), and their places."""
+        maxima = self.windows.amax(-1).permute(1, 2, 0, 3).flatten(2).flatten(0, 1)
+        chosen = maxima.topk(min(k, maxima.shape[1])).indices  # rows of windows: (q, k')
+        slot, dy = chosen // self.side, chosen % self.side
+        start, device = self.windows.stride(), chosen.device
+        y = torch.arange(self.rows, device=device).repeat_interleave(self.columns)[:, None]
+        x = torch.arange(self.columns, device=device).repeat(self.rows)[:, None]
+        offset = slot * start[0] + y * start[1] + x * start[2] + dy * start[3]
+        offset = offset[..., None] + torch.arange(self.side, device=device)
+        inside = self.scores.flatten()[offset.flatten(1)]  # (q, k' * side)
+        values, index = inside.topk(min(k, inside.shape[1]))
+        row = chosen.gather(1, index // self.side)
+        return values, self._places(row * self.side + index % self.side)
+
+    def at_least(self, threshold: Tensor) -> tuple[Tensor, Tensor]:
+        """All scores that reach the query's threshold (q, 1), filled up with -inf; places."""
+        scores = self.windows.permute(1, 2, 0, 3, 4).flatten(2).flatten(0, 1)
+        values, index = _at_least(scores, threshold)
+        return values, self._places(index)
+
+    def _places(self, index: Tensor) -> Tensor:
+        """Numbers (q, n) of windows' cells (slot, dy, dx) as numbers of labels."""
+        slot, inside = index // self.side**2, index % self.side**2
+        y = torch.arange(self.rows, device=index.device).repeat_interleave(self.columns)[:, None]
+        x = torch.arange(self.columns, device=index.device).repeat(self.rows)[:, None]
+        y = (self.top - self.reach + y + inside // self.side).clamp(0, self.height - 1)
+        x = (self.left - self.reach + x + inside % self.side).clamp(0, self.width - 1)
+        return ((self.first + slot) * self.height + y) * self.width + x
+
+
+def _best_of_all(
+    scored: list[_Scores | _WindowScores], topk: int, keep_ties: bool
+) -> tuple[Tensor, Tensor]:
+    """The best scores (q, k) of each query over all frames, -inf if missing; and places."""
+    values, places = _join(part.best(topk + keep_ties) for part in scored)
+    values, index = values.topk(min(topk + keep_ties, values.shape[1]))
+    places = places.gather(1, index)
+    if not keep_ties or values.shape[1] <= topk:
+        return values, places
+    last, next_one = values[:, topk - 1 : topk], values[:, topk:]
+    if not ((last == next_one) & last.isfinite()).any():
+        return values[:, :topk], places[:, :topk]
+    return _join(part.at_least(last) for part in scored)
+
+
+def _join(parts) -> tuple[Tensor, Tensor]:
+    values, places = zip(*parts)
+    return torch.cat(values, 1), torch.cat(places, 1)
+
+
+def _at_least(scores: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
+    most = (scores >= threshold).sum(1).max().item()
+    values, index = scores.topk(most)
+    return values.masked_fill(values < threshold, -math.inf), index
+
+
+def _normalise(features: Tensor) -> Tensor:
+    """(C, h, w) -> (h, w, C), of unit length."""
+    return F.normalize(features.permute(1, 2, 0), dim=-1).contiguous()
+
+
+def propagate_densely(
+    features: Tensor,
+    contexts: Tensor,
+    labels: Tensor,
+    topk: int,
+    temperature: float,
+    allowed: Tensor | None = None,
+    keep_ties: bool = False,
+) -> Tensor:
+    """What `ContextFrames.propagate` computes, by the matrix of all pairs of cells.
+
+    The oracle of the tests and the baseline of the benchmarks, as plainly as the references
+    have it: every pair is computed, then those outside of windows are masked.
+
+    Args:
+        features (C, h, w): of the new frame.
+        contexts (n, C, h, w), labels (n, L, h, w): of the frames to learn from.
+        topk, temperature, keep_ties: as in `ContextFrames.propagate`.
+        allowed (n, h*w, h*w): bool, whether a cell (2nd axis) may look at another (3rd).
+
+    Returns:
+        (L, h, w)
+    """
+    query = F.normalize(features.flatten(1), dim=0)  # (C, N)
+    keys = F.normalize(contexts.flatten(2), dim=1).transpose(0, 1).flatten(1)  # (C, n * N)
+    scores = (query.T @ keys).div_(temperature)  # (N, n * N)
+    if allowed is not None:
+        scores.unflatten(1, (len(contexts), -1)).masked_fill_(~allowed.transpose(0, 1), -math.inf)
+    best, index = scores.topk(min(topk, scores.shape[1]))
+    source = labels.flatten(2).transpose(1, 2).flatten(0, 1)  # (n * N, L)
+    if keep_ties:
+        weights = scores.masked_fill_(scores < best[:, -1:], -math.inf).softmax(-1)
+        mixed = weights @ source
+    else:
+        mixed = (best.softmax(-1)[..., None] * source[index]).sum(1)
+    return mixed.T.unflatten(1, features.shape[1:])
