@@ -15,7 +15,10 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file')
     parser.add_argument(
-        'checkpoint', nargs='?', help="checkpoint file; without one, the config's own weights"
+        'checkpoint',
+        nargs='?',
+        help="checkpoint file; without one, or with 'none' (mim wants a word here), the weights "
+        "of the config's init_cfg",
     )
     parser.add_argument('--work-dir', help='where logs and metrics go')
     parser.add_argument('--dump', help='.pkl file for the predictions')
@@ -40,7 +43,7 @@ def parse_args() -> argparse.Namespace:
 
 def merge_args(cfg: Config, args: argparse.Namespace) -> None:
     cfg.launcher = args.launcher
-    if args.checkpoint is not None:
+    if args.checkpoint not in (None, 'none'):
         cfg.load_from = args.checkpoint
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
