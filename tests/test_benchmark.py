@@ -1,5 +1,6 @@
 """tools/benchmark.py end to end, tiny: what it reports, never how fast."""
 
+import argparse
 import importlib.util
 import json
 import os
@@ -102,6 +103,28 @@ def test_data__reports_both_pipelines(tmp_path, root, write_config):
     for workers in ('0', '1'):
         assert set(report['by_workers'][workers]) == {'ours', 'mmaction'}
         assert len(report['samples_pairs_per_s'][workers]['ours']) == 2
+
+
+def test_propagation__reports_both_forms(tmp_path, root):
+    tiny = ['--grid', 7, 9, '--channels', 8, '--radius', 2, '--repeats', 2, '--threads', 1]
+    config = root / 'configs/label_propagation/synthetic-dino_videomac-convnextv2-atto.py'
+    report = run(root, tmp_path, 'propagation', '--config', config, *tiny)
+    assert report['network_ms'] > 0
+    for form in ('dino', 'crw'):
+        found = report[form]
+        assert found['speedup'] == pytest.approx(found['dense_ms'] / found['windowed_ms'])
+        assert found['memory_share'] == pytest.approx(
+            found['windowed_peak_mb'] / found['dense_peak_mb']
+        )
+        assert found['largest_difference'] < 1e-4
+        assert all(len(values) == 2 for values in found['samples_ms'].values())
+
+
+def test_propagation__disagreement_is_not_reported(benchmark, monkeypatch):
+    monkeypatch.setattr(benchmark, 'propagate_densely', lambda *_, **__: torch.full((1,), 9.0))
+    args = argparse.Namespace(device='cpu', radius=2, channels=8, grid=[7, 9], repeats=1)
+    with pytest.raises(RuntimeError, match='labels differ by .* in form dino'):
+        benchmark.benchmark_form(args, 'dino')
 
 
 def steps_of(benchmark: ModuleType, config: Path) -> dict:

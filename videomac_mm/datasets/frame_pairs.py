@@ -191,7 +191,7 @@ class FramePairDataset(BaseDataset):
         names = fileio.list_dir_or_file(folder, list_dir=False, backend_args=self.backend_args)
         return [
             self._join(folder, name)
-            for name in sorted(names, key=_by_numbers)
+            for name in sorted(names, key=by_numbers)
             if name.lower().endswith(IMAGE_EXTENSIONS)
         ]
 
@@ -281,7 +281,7 @@ class FramePairDataset(BaseDataset):
             ) from err
 
 
-def _by_numbers(name: str) -> list[int | str]:
+def by_numbers(name: str) -> list[int | str]:
     """Sort key that puts ``9.jpg`` before ``10.jpg``."""
     return [int(s) if s.isdecimal() else s for s in re.split(r'(\d+)', name)]
 

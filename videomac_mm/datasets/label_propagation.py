@@ -16,7 +16,7 @@ from mmengine.logging import print_log
 from PIL import Image
 from torch.utils.data import Sampler
 
-from videomac_mm.datasets.frame_pairs import IMAGE_EXTENSIONS, _by_numbers
+from videomac_mm.datasets.frame_pairs import IMAGE_EXTENSIONS, by_numbers
 from videomac_mm.datasets.synthetic import SyntheticVideo, SyntheticVideoDataset
 from videomac_mm.registry import DATA_SAMPLERS, DATASETS
 
@@ -109,23 +109,11 @@ class LabelledVideos(BaseDataset):
         names = [name for name in self._names(folder) if name.lower().endswith(IMAGE_EXTENSIONS)]
         if not names:
             raise FileNotFoundError(f'no frames of {video} in {folder}')
-        return [self._join(folder, name) for name in sorted(names, key=_by_numbers)]
+        return [self._join(folder, name) for name in sorted(names, key=by_numbers)]
 
     def _label(self, info: dict) -> np.ndarray:
         """Ids (H, W) uint8; of a palette picture the indices, not the colours."""
-        path = info['label_path']
-        data = fileio.get(path, backend_args=self.backend_args)
-        try:
-            with Image.open(io.BytesIO(data)) as img:
-                mode, ids = img.mode, np.asarray(img)
-        except (OSError, SyntaxError) as err:  # PIL's ways to say broken
-            raise ValueError(f'cannot decode label {path}') from err
-        if mode not in ('P', 'L', '1'):
-            raise ValueError(
-                'a label must be a picture of 8-bit ids, palette or grey '
-                f"(PIL mode 'P', 'L' or '1'), {path} has mode {mode!r}"
-            )
-        return ids.astype(np.uint8)
+        return read_ids(info['label_path'], self.backend_args)
 
     # ------------------------------------------------------------------------ files
 
@@ -176,6 +164,26 @@ def _last_folder(line: str) -> str:
     if path.lower().endswith(IMAGE_EXTENSIONS):
         path = posixpath.dirname(path)
     return posixpath.basename(path.rstrip('/'))
+
+
+def read_ids(path: str, backend_args: dict | None = None) -> np.ndarray:
+    """Ids (H, W) uint8 of a label: of a palette picture the indices, not the colours.
+
+    Raises:
+        ValueError: if the file is not a picture of 8-bit ids; names it.
+    """
+    data = fileio.get(path, backend_args=backend_args)
+    try:
+        with Image.open(io.BytesIO(data)) as img:
+            mode, ids = img.mode, np.asarray(img)
+    except (OSError, SyntaxError) as err:  # PIL's ways to say broken
+        raise ValueError(f'cannot decode label {path}') from err
+    if mode not in ('P', 'L', '1'):
+        raise ValueError(
+            'a label must be a picture of 8-bit ids, palette or grey '
+            f"(PIL mode 'P', 'L' or '1'), {path} has mode {mode!r}"
+        )
+    return ids.astype(np.uint8)
 
 
 @DATASETS.register_module()

@@ -1,3 +1,7 @@
-from videomac_mm.engine.hooks import ReconstructionHook, TargetEMAHook
+from videomac_mm.engine.hooks import (
+    PropagationVisualizationHook,
+    ReconstructionHook,
+    TargetEMAHook,
+)
 
-__all__ = ['ReconstructionHook', 'TargetEMAHook']
+__all__ = ['PropagationVisualizationHook', 'ReconstructionHook', 'TargetEMAHook']

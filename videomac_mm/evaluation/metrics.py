@@ -33,6 +33,7 @@ from videomac_mm.evaluation.functional import (
     class_iou,
     confusion_matrix,
     contour_accuracy,
+    davis_palette,
     keypoint_distances,
     pck,
     pixel_accuracy,
@@ -237,7 +238,7 @@ class DAVISMetric(VideoMetric):
 
     def save_frame(self, sample: dict) -> None:
         image = Image.fromarray(self.prediction(sample, 'pred_label'))
-        image.putpalette(_davis_palette())
+        image.putpalette(davis_palette().tobytes())
         image.save(self._label_file(sample))
 
     def score_frame(self, sample: dict, scores: list[np.ndarray]) -> None:
@@ -485,10 +486,3 @@ def _without_nan(rows: Table) -> Table:
         {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}
         for row in rows
     ]
-
-
-def _davis_palette() -> list[int]:
-    """256 RGB colours: the bits of an id, three at a time, fill the channels from the top."""
-    bits = np.arange(256)[:, None] >> np.arange(24) & 1
-    levels = bits.reshape(256, 8, 3) << np.arange(7, -1, -1)[:, None]
-    return levels.sum(1).ravel().tolist()

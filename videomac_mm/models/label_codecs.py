@@ -66,14 +66,14 @@ class MaskCodec:
         """
         label = _required(sample, 'gt_label')
         if self.label_resize == 'nearest':
-            small = _nearest(label, grid)
+            small = resize_mask(label, grid)
             ids = np.arange(small.max() + 1)
             return torch.from_numpy(small[None] == ids[:, None, None]).float(), ids
         size = sample.img_shape
         if self.blend_ids:
             label = cv2.resize(label, size[::-1], interpolation=cv2.INTER_LINEAR)
         else:
-            label = _nearest(label, size)
+            label = resize_mask(label, size)
         ids = np.unique(label)
         one_hot = torch.from_numpy(label[None] == ids[:, None, None]).float()
         return F.interpolate(one_hot[None], grid, mode='bilinear')[0], ids
@@ -91,7 +91,7 @@ class MaskCodec:
             maps = min_max(maps)
         mask = ids.astype(np.uint8)[maps.argmax(0).cpu().numpy()]
         if self.output_size == 'native':
-            mask = _nearest(mask, sample.ori_shape)
+            mask = resize_mask(mask, sample.ori_shape)
         sample.pred_label = mask
 
     def decode_first(self, labels: Tensor, ids: np.ndarray, sample: BaseDataElement) -> None:
@@ -207,8 +207,8 @@ def _required(sample: BaseDataElement, field: str) -> np.ndarray:
     return sample.get(field)
 
 
-def _nearest(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(H, W) uint8 -> ``size``, as PIL does: the pixel at the centre."""
+def resize_mask(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Bring ids (H, W) uint8 to a size (H, W) as PIL does: the pixel at the centre counts."""
     if label.shape == tuple(size):
         return label
     return np.asarray(Image.fromarray(label).resize(size[::-1], Image.Resampling.NEAREST))

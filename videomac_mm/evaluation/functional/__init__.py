@@ -6,6 +6,7 @@ where some of those programs stop.
 
 from videomac_mm.evaluation.functional.davis import (
     contour_accuracy,
+    davis_palette,
     mask_boundary,
     region_similarity,
     sequence_statistics,
@@ -23,6 +24,7 @@ __all__ = [
     'class_iou',
     'confusion_matrix',
     'contour_accuracy',
+    'davis_palette',
     'keypoint_distances',
     'mask_boundary',
     'pck',

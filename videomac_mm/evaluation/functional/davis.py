@@ -97,6 +97,14 @@ def sequence_statistics(values: np.ndarray) -> tuple[float, float, float]:
     return _nanmean(values), float(np.mean(values > 0.5)), decay
 
 
+def davis_palette() -> np.ndarray:
+    """Colours of the ids: (256, 3) uint8 RGB, as in Pascal VOC and in the masks of DAVIS."""
+    # The bits of an id, three at a time, fill the channels from the top.
+    bits = np.arange(256)[:, None] >> np.arange(24) & 1
+    levels = bits.reshape(256, 8, 3) << np.arange(7, -1, -1)[:, None]
+    return levels.sum(1).astype(np.uint8)
+
+
 def _nanmean(values: np.ndarray) -> float:
     """np.nanmean, without its warning where there is nothing to average."""
     values = values[~np.isnan(values)]

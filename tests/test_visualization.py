@@ -1,0 +1,142 @@
+import decord
+import numpy as np
+import pytest
+
+import videomac_mm  # noqa: F401  repairs OpenMMLab before anything else imports it
+from videomac_mm.visualization import (
+    PALETTE,
+    ContactSheet,
+    VideoWriter,
+    draw_keypoints,
+    draw_mask,
+    keypoints_in_pixels,
+)
+
+
+@pytest.fixture
+def frame() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def mask() -> np.ndarray:
+    """Object 1 on the left, object 3 beside it, background around both."""
+    mask = np.zeros((20, 30), np.uint8)
+    mask[4:16, 5:15] = 1
+    mask[4:16, 15:25] = 3
+    return mask
+
+
+def grey(value: int, size: tuple[int, int] = (20, 30)) -> np.ndarray:
+    return np.full((*size, 3), value, np.uint8)
+
+
+# --------------------------------------------------------------------------- labels
+
+
+def test_draw_mask__tints_objects_and_nothing_else(frame, mask):
+    before = frame.copy()
+    out = draw_mask(frame, mask, alpha=0.25, contour=False)
+    assert (out[mask == 0] == frame[mask == 0]).all()
+    for number, colour in ((1, (128, 0, 0)), (3, (128, 128, 0))):
+        wanted = 0.75 * frame[mask == number] + 0.25 * np.array(colour)
+        np.testing.assert_allclose(out[mask == number], wanted, atol=0.51)
+    assert (frame == before).all()
+
+
+def test_draw_mask__outlines_objects_from_inside(frame, mask):
+    out = draw_mask(frame, mask, alpha=0)
+    changed = (out != frame).any(-1)
+    inner = np.zeros_like(changed)
+    inner[5:15, 6:14] = inner[5:15, 16:24] = True
+    assert (changed == ((mask > 0) & ~inner)).all()
+    assert (out[changed] == PALETTE[mask[changed]]).all()
+
+
+def test_draw_mask__brings_masks_to_the_size_of_the_frame(frame, mask):
+    small = draw_mask(frame, mask[::2, ::2])
+    assert (small == draw_mask(frame, mask[::2, ::2].repeat(2, 0).repeat(2, 1))).all()
+
+
+def test_draw_keypoints__dots_in_their_own_colours_but_no_lost_ones(frame):
+    points = np.array([[4, np.nan, 25.4], [6, np.nan, 12.6]])
+    out = draw_keypoints(frame, points)
+    assert (out[6, 4] == PALETTE[1]).all()
+    assert (out[13, 25] == PALETTE[3]).all()
+    y, x = np.mgrid[:20, :30]
+    far = (np.hypot(x - 4, y - 6) > 5) & (np.hypot(x - 25, y - 13) > 5)
+    assert (out[far] == frame[far]).all()
+    assert (draw_keypoints(frame, np.full((2, 4), np.nan)) == frame).all()
+
+
+def test_keypoints_in_pixels__scales_each_axis_and_marks_lost_ones():
+    points = np.array([[2, -1, 0.5], [1, -1, 0]], np.float32)
+    out = keypoints_in_pixels(points, grid=(4, 8), size=(40, 160))
+    np.testing.assert_array_equal(out, np.float32([[40, np.nan, 10], [10, np.nan, 0]]))
+    assert out.dtype == np.float32
+
+
+# ---------------------------------------------------------------------------- video
+
+
+def test_video_writer__odd_sizes_get_another_row_and_column(tmp_path):
+    path = tmp_path / 'a' / 'b#1.c.mp4'
+    picture = np.zeros((33, 51, 3), np.uint8)
+    picture[..., 0] = 200
+    with VideoWriter(path, fps=12) as writer:
+        for _ in range(5):
+            writer.write(picture)
+    reader = decord.VideoReader(str(path))
+    assert len(reader) == 5
+    assert reader.get_avg_fps() == 12
+    last = reader[4].asnumpy()
+    assert last.shape == (34, 52, 3)
+    np.testing.assert_allclose(last[..., 0], 200, atol=12)  # red is first, and the border too
+    np.testing.assert_allclose(last[..., 1:], 0, atol=12)
+
+
+def test_video_writer__says_what_is_wrong(tmp_path):
+    with pytest.raises(ValueError, match=r"must end in '.mp4', got 'a.avi'"):
+        VideoWriter('a.avi')
+    with pytest.raises(ValueError, match='fps must be positive, got 0'):
+        VideoWriter('a.mp4', fps=0)
+    (tmp_path / 'folder.mp4').mkdir()
+    with pytest.raises(OSError, match=r'cannot write .*folder.mp4 \(30x20 pixels'):
+        VideoWriter(tmp_path / 'folder.mp4').write(grey(0))
+    with VideoWriter(tmp_path / 'a.mp4') as writer:
+        writer.write(grey(0))
+        with pytest.raises(ValueError, match=r'the first has \(20, 30, 3\), another \(30, 30, 3\)'):
+            writer.write(grey(0, (30, 30)))
+
+
+# ---------------------------------------------------------------------------- sheet
+
+
+def test_contact_sheet__shows_evenly_spread_frames_and_marks_the_first():
+    sheet = ContactSheet(num_frames=101, num_pictures=5, columns=3, width=90)
+    for value in range(101):
+        sheet.add(grey(value))
+    picture = sheet.picture()
+    assert picture.shape == (2 * 60, 3 * 90, 3)
+    tiles = [picture[y : y + 60, x : x + 90] for y in (0, 60) for x in (0, 90, 180)]
+    values = [tile[45, 70].tolist() for tile in tiles]
+    assert values == [[v] * 3 for v in (0, 25, 50, 75, 100, 255)]
+    green = [(tile[0] == (0, 255, 0)).all() for tile in tiles]
+    assert green == [True, False, False, False, False, False]
+
+
+def test_contact_sheet__of_a_short_video_has_every_frame_once():
+    sheet = ContactSheet(num_frames=2, num_pictures=8)
+    for value in (50, 60):
+        sheet.add(grey(value))
+    assert sheet.picture().shape == (213, 640, 3)
+    with pytest.raises(ValueError, match='must be positive, got 2, 0, 4 and 320'):
+        ContactSheet(2, num_pictures=0)
+
+
+def test_contact_sheet__keeps_small_pictures_only():
+    sheet = ContactSheet(num_frames=50, num_pictures=2, width=32)
+    big = np.zeros((480, 854, 3), np.uint8)
+    for _ in range(50):
+        sheet.add(big)
+    assert sum(picture.nbytes for picture in sheet._pictures) == 2 * 18 * 32 * 3
