@@ -1,15 +1,7 @@
 _base_ = [
     '../_base_/datasets/davis2016_crw.py',
     '../_base_/models/label_propagation_crw.py',
+    '../_base_/backbones/videomac_convnextv2_small.py',
     '../_base_/label_propagation_runtime.py',
 ]
-model = dict(
-    backbone=dict(
-        type='videomac_mm.SparseConvNeXt',
-        arch='small',
-        use_grn=True,
-        layer_scale_init_value=0.0,
-        stage_norm='inline',
-        out_indices=(2,),
-    ),
-)
+model = dict(backbone=_base_.backbone)

@@ -1,13 +1,7 @@
 _base_ = [
     '../_base_/datasets/davis2016_crw.py',
     '../_base_/models/label_propagation_crw.py',
+    '../_base_/backbones/videomac_resnet50.py',
     '../_base_/label_propagation_runtime.py',
 ]
-model = dict(
-    backbone=dict(
-        type='videomac_mm.SparseResNet',
-        depth=50,
-        variant='videomac',
-        out_indices=(2,),
-    ),
-)
+model = dict(backbone=_base_.backbone)

@@ -1,15 +1,8 @@
 _base_ = [
     '../_base_/datasets/davis2017_dino.py',
     '../_base_/models/label_propagation_dino.py',
+    '../_base_/backbones/vit_small_p16.py',
     '../_base_/label_propagation_runtime.py',
 ]
-model = dict(
-    backbone=dict(
-        type='mmpretrain.VisionTransformer',
-        arch='deit-small',
-        img_size=224,
-        patch_size=16,
-        out_type='featmap',
-    ),
-    stride=16,  # a ViT has that of its patches
-)
+# A ViT has the stride of its patches.
+model = dict(backbone=_base_.backbone, stride=16)

@@ -1,15 +1,7 @@
 _base_ = [
     '../_base_/datasets/jhmdb.py',
     '../_base_/models/label_propagation_crw_jhmdb.py',
+    '../_base_/backbones/resnet50.py',
     '../_base_/label_propagation_runtime.py',
 ]
-model = dict(
-    backbone=dict(
-        type='mmpretrain.ResNet',
-        depth=50,
-        num_stages=3,
-        strides=(1, 2, 2),
-        dilations=(1, 1, 1),
-        out_indices=(2,),
-    ),
-)
+model = dict(backbone=_base_.backbone)
