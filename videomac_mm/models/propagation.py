@@ -175,6 +175,7 @@ class ContextFrames:
                 f'frame, {self.shape}'
             )
 
+    @torch.no_grad()
     def _put(self, slot: int, features: Tensor, labels: Tensor) -> None:
         self._check(features)
         channels, height, width = self.shape
