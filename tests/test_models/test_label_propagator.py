@@ -330,3 +330,8 @@ def test_weights__random_ones_are_those_of_init_cfg():
 def test_propagator__errors(name):
     with pytest.raises(ValueError, match=f'{name} must be positive, got 0'):
         LabelPropagator(CONVNEXT, **{name: 0})
+
+
+def test_propagator__unknown_dtype():
+    with pytest.raises(ValueError, match="dtype must be one of .* got 'half'"):
+        LabelPropagator(CONVNEXT, dtype='half')

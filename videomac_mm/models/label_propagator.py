@@ -1,5 +1,6 @@
 """Any backbone's features, judged by how well labels travel along them."""
 
+import logging
 import math
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 
 from videomac_mm.models.propagation import ContextFrames, Window
 from videomac_mm.registry import MODELS, TASK_UTILS
+
+_DTYPES = ('float16', 'bfloat16', 'float32', 'float64')
 
 
 @MODELS.register_module()
@@ -71,6 +74,8 @@ class LabelPropagator(BaseModel):
         for name, value in dict(topk=topk, temperature=temperature, num_frames=num_frames).items():
             if value <= 0:
                 raise ValueError(f'{name} must be positive, got {value}')
+        if dtype not in (None, *_DTYPES):
+            raise ValueError(f'dtype must be one of {_DTYPES}, got {dtype!r}')
         self.backbone = MODELS.build(backbone)
         self.codec = TASK_UTILS.build(codec)
         self.stride, self.pads = set_stride(self.backbone, stride, dilate)
@@ -136,7 +141,8 @@ class LabelPropagator(BaseModel):
         if len(inputs) != 1:
             raise ValueError(f'label propagation takes one frame at a time, got {len(inputs)}')
         if not self._has_weights:  # a runner initialises them for training only
-            print_log('no checkpoint was loaded: the weights are those of init_cfg', 'current', 30)
+            message = 'no checkpoint was loaded: the weights are those of init_cfg'
+            print_log(message, 'current', logging.WARNING)
             self.init_weights()
             self._has_weights = True
         (sample,) = data_samples
