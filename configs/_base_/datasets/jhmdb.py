@@ -1,5 +1,7 @@
 # JHMDB, 268 test videos of split 1, as CRW reads them: frames warped to a square of 320 (the
 # aspect ratio is not kept), resized in float. Resize is mmcv's, in the root registry.
+_base_ = './label_propagation.py'
+
 test_pipeline = [
     dict(type='videomac_mm.LoadFrame', to_float32=True),
     dict(type='mmengine.Resize', scale=(320, 320), keep_ratio=False),
@@ -7,11 +9,6 @@ test_pipeline = [
 ]
 
 test_dataloader = dict(
-    batch_size=1,
-    num_workers=2,
-    persistent_workers=True,  # set to False along with num_workers=0
-    sampler=dict(type='videomac_mm.VideoSampler'),
-    collate_fn=dict(type='pseudo_collate'),
     dataset=dict(
         type='videomac_mm.JHMDBDataset',
         data_root='data/jhmdb',
@@ -20,4 +17,3 @@ test_dataloader = dict(
     ),
 )
 test_evaluator = dict(type='videomac_mm.PCKMetric')
-test_cfg = dict()

@@ -1,11 +1,10 @@
 # Videos that are generated on the fly, with masks of objects as in DAVIS: no download, for
 # demos and tests. Frames of native size, a multiple of 32.
+_base_ = './label_propagation.py'
+
 test_dataloader = dict(
-    batch_size=1,
     num_workers=0,  # drawing a frame takes milliseconds
     persistent_workers=False,
-    sampler=dict(type='videomac_mm.VideoSampler'),
-    collate_fn=dict(type='pseudo_collate'),
     dataset=dict(
         type='videomac_mm.SyntheticLabelDataset',
         form='masks',
@@ -17,4 +16,3 @@ test_dataloader = dict(
     ),
 )
 test_evaluator = dict(type='videomac_mm.DAVISMetric')
-test_cfg = dict()

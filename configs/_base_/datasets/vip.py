@@ -1,5 +1,7 @@
 # VIP, 50 validation videos, as CRW reads them: frames warped to a square of 560 (the aspect
 # ratio is not kept), resized in float. Resize is mmcv's, in the root registry.
+_base_ = './label_propagation.py'
+
 test_pipeline = [
     dict(type='videomac_mm.LoadFrame', to_float32=True),
     dict(type='mmengine.Resize', scale=(560, 560), keep_ratio=False),
@@ -7,11 +9,6 @@ test_pipeline = [
 ]
 
 test_dataloader = dict(
-    batch_size=1,
-    num_workers=2,
-    persistent_workers=True,  # set to False along with num_workers=0
-    sampler=dict(type='videomac_mm.VideoSampler'),
-    collate_fn=dict(type='pseudo_collate'),
     dataset=dict(
         type='videomac_mm.VIPDataset',
         data_root='data/vip',
@@ -19,4 +16,3 @@ test_dataloader = dict(
     ),
 )
 test_evaluator = dict(type='videomac_mm.VIPMetric')
-test_cfg = dict()
