@@ -85,6 +85,8 @@ def test_conv__that_changes_the_grid_is_refused(cfg):
 def test_conv__bad_arguments_are_named():
     with pytest.raises(ValueError, match="got 'fast'"):
         PatchConv2d(2, 2, 1, execution='fast')
+    with pytest.raises(ValueError, match="padding_mode must be 'zeros', got 'reflect'"):
+        PatchConv2d(4, 4, 3, padding=1, padding_mode='reflect')
     with pytest.raises(ValueError, match='square windows'):
         PatchConv2d(2, 2, (3, 5), padding=(1, 2))
     conv, patches = PatchConv2d(2, 2, 3, 2, 1), VisiblePatches(random_mask(1, (2, 2), 1))

@@ -81,13 +81,16 @@ class PatchConv2d(nn.Conv2d):
             n*stride sites gives n.
 
     Raises:
-        ValueError: for windows that do not map tiles to tiles, or an unknown ``execution``.
+        ValueError: for windows that do not map tiles to tiles, padding other than zeros, or an
+            unknown ``execution``.
 
     Source: own.
     """
 
     def __init__(self, *args, execution: str = 'auto', **kwargs) -> None:
         super().__init__(*args, **kwargs)
+        if self.padding_mode != 'zeros':  # what is hidden is zero, and so is what is outside
+            raise ValueError(f"padding_mode must be 'zeros', got {self.padding_mode!r}")
         if execution not in ('auto', 'halo', 'canvas'):
             raise ValueError(f"execution must be 'auto', 'halo' or 'canvas', got {execution!r}")
         self.execution = execution
