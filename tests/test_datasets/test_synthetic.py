@@ -230,11 +230,25 @@ def test_dataset__needs_a_video():
         SyntheticVideoDataset(0)
 
 
-def test_config__gives_the_batch_that_models_take(root):
+@pytest.mark.parametrize(
+    'name, shape',
+    [('synthetic_pairs', (1, 3, 2, 160, 160)), ('synthetic_clips', (1, 3, 16, 96, 96))],
+)
+def test_configs__give_the_batch_that_models_take(root, name, shape):
     init_default_scope('videomac_mm')
-    config = Config.fromfile(root / 'configs' / '_base_' / 'datasets' / 'synthetic_pairs.py')
+    config = Config.fromfile(root / 'configs' / '_base_' / 'datasets' / f'{name}.py')
     dataset = DATASETS.build(config.train_dataloader.dataset)
     batch = pseudo_collate([dataset[i] for i in range(4)])
     inputs = MODELS.build(config.data_preprocessor)(batch, training=True)['inputs']
-    assert inputs.shape == (4, 1, 3, 2, 160, 160) and inputs.dtype == torch.float32
+    assert inputs.shape == (4, *shape) and inputs.dtype == torch.float32
     assert inputs.abs().max() < 3 and inputs.std() > 0.3
+
+
+def test_dataset__gives_two_clips():
+    sampler = dict(type='videomac_mm.SampleClips', clip_len=4, frame_interval=2, max_shift=3)
+    render = [sampler, dict(type='videomac_mm.RenderFrames')]
+    item = SyntheticVideoDataset(1, num_frames=20, size=(32, 48), pipeline=render)[0]
+    assert item['num_clips'] == 2 and len(item['imgs']) == 8
+    video = SyntheticVideo(0, num_frames=20, size=(32, 48))
+    for img, t in zip(item['imgs'], item['frame_inds']):
+        np.testing.assert_array_equal(img, video.frame(t))

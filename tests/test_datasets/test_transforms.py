@@ -5,11 +5,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from mmengine import fileio
 
 from videomac_mm.datasets import (
+    DecodeFrames,
     ForEachClip,
     FrameFolderDecode,
     OpenVideo,
+    SampleClips,
     SampleFramePair,
     UnusableVideoError,
 )
@@ -163,6 +166,98 @@ def test_sample_frame_pair__bad_arguments_raise(arguments, message):
         SampleFramePair(**arguments)
 
 
+# --------------------------------------------------------------------- SampleClips
+
+
+def draw_clips(sampler: SampleClips, times: int = 300, **results) -> np.ndarray:
+    """Clips drawn from one video: (times, num_clips, clip_len)."""
+    samples = [sampler(dict(results))['frame_inds'] for _ in range(times)]
+    return np.stack(samples).reshape(times, -1, sampler.clip_len)
+
+
+def test_sample_clips__every_start_is_drawn_and_the_interval_is_exact():
+    clips = draw_clips(SampleClips(4, 3), total_frames=20)
+    assert clips.shape[1:] == (1, 4)
+    assert (np.diff(clips) == 3).all()
+    assert set(clips[:, 0, 0]) == set(range(20 - 4 * 3 + 1))
+
+
+@pytest.mark.parametrize('interval', [1, 2, 4, 5])
+def test_sample_clips__repeat_the_last_that_lies_before_the_end(interval):
+    for total in range(1, 100):
+        inds = SampleClips(16, interval)(dict(total_frames=total))['frame_inds']
+        expected = [inds[0]]
+        while len(expected) < 16:
+            following = expected[-1] + interval
+            expected.append(following if following < total - 1 else expected[-1])
+        assert inds.tolist() == expected and inds[-1] < total
+        assert inds[0] == 0 or total > 16 * interval
+
+
+def test_sample_clips__say_what_mmaction_says():
+    results = SampleClips(max_shift=2)(dict(total_frames=300, start_index=0))
+    assert results['frame_inds'].shape == (32,) and results['frame_inds'].dtype.kind == 'i'
+    assert (results['clip_len'], results['num_clips'], results['frame_interval']) == (16, 2, 4)
+    assert SampleClips()(dict(total_frames=300))['num_clips'] == 1
+
+
+def test_sample_clips__start_index_shifts_the_indices():
+    clips = draw_clips(SampleClips(2, 2), total_frames=5, start_index=1)
+    assert set(map(tuple, clips[:, 0])) == {(1, 3), (2, 4)}
+
+
+def test_sample_clips__same_seed_same_clips():
+    drawn = []
+    for seed in (3, 3, 4):
+        np.random.seed(seed)
+        drawn.append(draw_clips(SampleClips(max_shift=8), times=20, total_frames=300))
+    assert (drawn[0] == drawn[1]).all() and (drawn[0] != drawn[2]).any()
+
+
+def test_sample_clips__shift_is_uniform_and_both_clips_are_whole():
+    clips = draw_clips(SampleClips(4, 3, max_shift=4), times=3000, total_frames=20)
+    shifts = (clips[:, 1] - clips[:, 0])[:, 0]
+    assert (clips[:, 1] - clips[:, 0] == shifts[:, None]).all()
+    assert (np.diff(clips) == 3).all()
+    counts = np.bincount(shifts)
+    assert len(counts) == 5 and np.abs(counts - 600).max() < 5 * np.sqrt(600)
+    for shift in range(5):
+        # 8 is the last start of a whole clip
+        assert set(clips[shifts == shift, 1, 0]) == set(range(shift, 9))
+
+
+def test_sample_clips__shift_is_at_most_what_the_video_allows():
+    clips = draw_clips(SampleClips(4, 3, max_shift=100), total_frames=14)
+    assert set(clips[:, 1, 0] - clips[:, 0, 0]) == {0, 1, 2}
+    assert (np.diff(clips) == 3).all() and clips[:, 1, 0].max() == 2
+
+
+@pytest.mark.parametrize('total', [1, 7, 12])
+def test_sample_clips__video_without_room_gives_the_same_clip_twice(total):
+    clips = draw_clips(SampleClips(4, 3, max_shift=5), times=20, total_frames=total)
+    assert (clips[:, 0] == clips[:, 1]).all() and (clips[:, 0, 0] == 0).all()
+
+
+def test_sample_clips__no_frame_is_no_clip():
+    with pytest.raises(UnusableVideoError, match='a clip needs a frame, the video has 0'):
+        SampleClips()(dict(total_frames=0))
+
+
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (dict(clip_len=0), 'clip_len must be .* at least 1, got 0'),
+        (dict(frame_interval=0), 'frame_interval must be .* at least 1, got 0'),
+        (dict(frame_interval=1.5), 'frame_interval .* got 1.5'),
+        (dict(max_shift=-1), 'max_shift must be .* at least 0, got -1'),
+        (dict(max_shift=2.0), 'max_shift .* got 2.0'),
+    ],
+)
+def test_sample_clips__bad_arguments_raise(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        SampleClips(**arguments)
+
+
 # --------------------------------------------------------------------- ForEachClip
 
 
@@ -227,6 +322,25 @@ def test_for_each_clip__none_asks_for_another_sample():
 # --------------------------------------------------------------- reading of frames
 
 
+def test_decode_frames__reads_each_once_and_in_the_order_of_time(tmp_path, write_video):
+    file = str(write_video(tmp_path / 'v.mp4'))
+    inds = np.array([4, 6, 8, 8, 5, 6, 7, 7])
+    asked = []
+
+    class Reader:
+        def get_batch(self, indices: list[int]):
+            asked.append(indices)
+            return OpenVideo()(dict(filename=file))['video_reader'].get_batch(indices)
+
+    results = DecodeFrames()(dict(video_reader=Reader(), frame_inds=inds))
+    assert asked == [[4, 5, 6, 7, 8]] and 'video_reader' not in results
+    every = OpenVideo()(dict(filename=file))['video_reader'].get_batch(range(12)).asnumpy()
+    np.testing.assert_array_equal(results['imgs'], every[inds])
+    assert results['img_shape'] == results['original_shape'] == (48, 64)
+    results['imgs'][2][:] = 0
+    assert results['imgs'][3].any(), 'Flip works in place'
+
+
 def test_frame_folder_decode__reads_by_index_in_rgb(tmp_path, write_frames):
     imgs = write_frames(tmp_path, ['00000.png', '00005.png', '00015.png'])
     files = [str(file) for file in sorted(tmp_path.iterdir())]
@@ -235,6 +349,18 @@ def test_frame_folder_decode__reads_by_index_in_rgb(tmp_path, write_frames):
         np.testing.assert_array_equal(got, imgs[index])
     assert results['img_shape'] == results['original_shape'] == (48, 64)
     assert results['imgs'][1] is not results['imgs'][2], 'Flip works in place'
+
+
+def test_frame_folder_decode__reads_each_file_once(tmp_path, write_frames, monkeypatch):
+    imgs = write_frames(tmp_path, ['0.png', '1.png', '2.png'])
+    read = []
+    get = fileio.get
+    monkeypatch.setattr(fileio, 'get', lambda file, **kwargs: read.append(file) or get(file))
+    files = [str(file) for file in sorted(tmp_path.iterdir())]
+    inds = [0, 2, 2, 2, 0, 2]
+    results = FrameFolderDecode()(dict(frame_files=files, frame_inds=np.array(inds)))
+    assert read == [files[0], files[2]]
+    np.testing.assert_array_equal(results['imgs'], [imgs[i] for i in inds])
 
 
 @pytest.mark.parametrize('content', [b'', b'no picture'])

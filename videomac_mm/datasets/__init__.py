@@ -1,4 +1,3 @@
-from videomac_mm.datasets.frame_pairs import FramePairDataset
 from videomac_mm.datasets.label_propagation import (
     DAVISDataset,
     JHMDBDataset,
@@ -17,28 +16,33 @@ from videomac_mm.datasets.synthetic import (
     SyntheticVideoDataset,
 )
 from videomac_mm.datasets.transforms import (
+    DecodeFrames,
     ForEachClip,
     FrameFolderDecode,
     OpenVideo,
+    SampleClips,
     SampleFramePair,
     UnusableVideoError,
 )
+from videomac_mm.datasets.unlabelled_videos import UnlabelledVideoDataset
 
 __all__ = [
     'DAVISDataset',
+    'DecodeFrames',
     'ForEachClip',
     'FrameFolderDecode',
-    'FramePairDataset',
     'JHMDBDataset',
     'LoadFrame',
     'OpenVideo',
     'PackFrame',
     'RenderFrames',
     'ResizeShortSide',
+    'SampleClips',
     'SampleFramePair',
     'SyntheticLabelDataset',
     'SyntheticVideo',
     'SyntheticVideoDataset',
+    'UnlabelledVideoDataset',
     'UnusableVideoError',
     'VIPDataset',
     'VideoSampler',

@@ -16,8 +16,8 @@ from mmengine.logging import print_log
 from PIL import Image
 from torch.utils.data import Sampler
 
-from videomac_mm.datasets.frame_pairs import IMAGE_EXTENSIONS, by_numbers
 from videomac_mm.datasets.synthetic import SyntheticVideo, SyntheticVideoDataset
+from videomac_mm.datasets.unlabelled_videos import IMAGE_EXTENSIONS, by_numbers
 from videomac_mm.registry import DATA_SAMPLERS, DATASETS
 
 

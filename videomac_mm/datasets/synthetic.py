@@ -239,7 +239,7 @@ class SyntheticVideoDataset(BaseDataset):
     """Generated videos; needs no files.
 
     The pipeline starts from ``video`` (a :class:`SyntheticVideo`) and
-    ``total_frames``: SampleFramePair → RenderFrames → ForEachClip … as for files.
+    ``total_frames``: SampleFramePair or SampleClips → RenderFrames → … as for files.
 
     Args:
         num_videos: length of the data set.

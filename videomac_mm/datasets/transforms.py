@@ -1,4 +1,4 @@
-"""Pipeline steps for frame pairs, beside the ones of mmaction2."""
+"""Pipeline steps for pairs of frames and for clips, beside the ones of mmaction2."""
 
 from collections.abc import Callable, Sequence
 
@@ -15,13 +15,13 @@ from videomac_mm.registry import TRANSFORMS
 class UnusableVideoError(Exception):
     """The data of one video, not the program, is at fault.
 
-    :class:`FramePairDataset` answers it with another video.
+    :class:`UnlabelledVideoDataset` answers it with another video.
     """
 
 
 @TRANSFORMS.register_module()
 class OpenVideo(BaseTransform):
-    """Open a video file with decord; ``mmaction.DecordDecode`` reads from it.
+    """Open a video file with decord, for :class:`DecodeFrames` to read from.
 
     It stands for ``mmaction.DecordInit``, which hands decord the bytes of the
     whole file: decord 0.6 ends the process (SIGSEGV) on an AVI file cut short
@@ -185,6 +185,79 @@ class SampleFramePair(BaseTransform):
 
 
 @TRANSFORMS.register_module()
+class SampleClips(BaseTransform):
+    """Choose a clip of evenly spaced frames, or two that start at different times.
+
+    Of a video of n frames, a clip starts at one of the first
+    ``max(n - clip_len * frame_interval, 0) + 1``, all equally likely. Its frames
+    follow at the interval as long as they lie before the last frame of the
+    video; then the latest of them is repeated. That happens in videos of fewer
+    than ``clip_len * frame_interval`` frames, and at ``frame_interval=1`` at the
+    very end of others. Frames and draws are those of the official VideoMAE code
+    (arXiv 2203.12602) for the same seed of numpy; ``mmaction.SampleFrames``
+    differs in some short videos.
+
+    With ``max_shift`` (the temporal shift of CMAE-V, arXiv 2301.06018) a second
+    clip starts ``shift`` frames after the first. ``shift`` is drawn from
+    {0 … max_shift}, or from {0 … n - clip_len * frame_interval} where that is
+    less; it is 0 in shorter videos. Then the first clip is drawn so that the second
+    one starts where a clip may start, all places equally likely.
+
+    Required keys: ``total_frames``. Optional keys: ``start_index`` (added to the
+    indices). Added keys: ``frame_inds`` (num_clips * clip_len,), ``clip_len``,
+    ``frame_interval``, ``num_clips`` (1, or 2 with ``max_shift``).
+
+    Args:
+        clip_len: frames of a clip. Defaults to 16.
+        frame_interval: distance of neighbouring frames of a clip, in frames of
+            the video. Defaults to 4.
+        max_shift: largest distance of the two clips' starts, in frames of the
+            video; at least 0. Defaults to None: one clip.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+        UnusableVideoError: if the video has no frames.
+    """
+
+    def __init__(
+        self, clip_len: int = 16, frame_interval: int = 4, max_shift: int | None = None
+    ) -> None:
+        for name, value, least in (
+            ('clip_len', clip_len, 1),
+            ('frame_interval', frame_interval, 1),
+            ('max_shift', 0 if max_shift is None else max_shift, 0),
+        ):
+            if not isinstance(value, int) or value < least:
+                raise ValueError(
+                    f'{name} must be a whole number of at least {least}, got {value!r}'
+                )
+        self.clip_len = clip_len
+        self.frame_interval = frame_interval
+        self.max_shift = max_shift
+
+    def transform(self, results: dict) -> dict:
+        total = results['total_frames']
+        if total < 1:
+            raise UnusableVideoError(f'a clip needs a frame, the video has {total}')
+        room = max(total - self.clip_len * self.frame_interval, 0)
+        shifts = [0]
+        if self.max_shift is not None:
+            shifts.append(np.random.randint(min(self.max_shift, room) + 1))
+        start = np.random.randint(room - shifts[-1] + 1)
+        inds = np.concatenate([self._clip(start + shift, total) for shift in shifts])
+        results['frame_inds'] = inds + results.get('start_index', 0)
+        results['clip_len'] = self.clip_len
+        results['frame_interval'] = self.frame_interval
+        results['num_clips'] = len(shifts)
+        return results
+
+    def _clip(self, start: int, total: int) -> np.ndarray:
+        """Frames (clip_len,) of the clip that begins at ``start``."""
+        steps = max(total - 2 - start, 0) // self.frame_interval
+        return start + self.frame_interval * np.minimum(np.arange(self.clip_len), steps)
+
+
+@TRANSFORMS.register_module()
 class ForEachClip(BaseTransform):
     """Apply transforms to each clip of a sample by itself.
 
@@ -236,6 +309,47 @@ class ForEachClip(BaseTransform):
         return results
 
 
+def read_once(
+    indices: Sequence[int], read: Callable[[list[int]], Sequence[np.ndarray]]
+) -> list[np.ndarray]:
+    """Pictures at ``indices``, each read once and in the order of time.
+
+    Args:
+        indices: in any order, with or without repetitions.
+        read: gives the pictures at ascending indices without repetitions.
+
+    Returns:
+        As many pictures as indices; repeated ones are copies, for transforms may
+        work in place.
+    """
+    ascending, first, place = np.unique(indices, return_index=True, return_inverse=True)
+    imgs = read(ascending.tolist())
+    return [imgs[k] if first[k] == i else imgs[k].copy() for i, k in enumerate(place)]
+
+
+@TRANSFORMS.register_module()
+class DecodeFrames(BaseTransform):
+    """Read the chosen frames of an open video.
+
+    ``mmaction.DecordDecode`` reads them in the order in which they are wanted:
+    for a second clip that overlaps the first it seeks back and decodes the same
+    part of the file again, which takes twice the time.
+
+    Required keys: ``video_reader``, which is let go; ``frame_inds``. Added keys:
+    ``imgs`` (list of (H, W, 3) uint8 RGB), ``img_shape``, ``original_shape``.
+
+    Raises:
+        DECORDError: by decord, if the stream is damaged there.
+    """
+
+    def transform(self, results: dict) -> dict:
+        reader = results.pop('video_reader')
+        imgs = read_once(results['frame_inds'], lambda inds: reader.get_batch(inds).asnumpy())
+        results['imgs'] = imgs
+        results['img_shape'] = results['original_shape'] = imgs[0].shape[:2]
+        return results
+
+
 @TRANSFORMS.register_module()
 class FrameFolderDecode(BaseTransform):
     """Read the chosen frames of a folder of pictures.
@@ -261,9 +375,15 @@ class FrameFolderDecode(BaseTransform):
         self.backend_args = backend_args
 
     def transform(self, results: dict) -> dict:
+        files = results['frame_files']
+        imgs = read_once(results['frame_inds'], lambda inds: self._read([files[i] for i in inds]))
+        results['imgs'] = imgs
+        results['img_shape'] = results['original_shape'] = imgs[0].shape[:2]
+        return results
+
+    def _read(self, files: list[str]) -> list[np.ndarray]:
         imgs: list[np.ndarray] = []
-        for index in results['frame_inds']:
-            file = results['frame_files'][index]
+        for file in files:
             data = fileio.get(file, backend_args=self.backend_args)
             try:
                 img = mmcv.imfrombytes(data, channel_order='rgb')
@@ -275,6 +395,4 @@ class FrameFolderDecode(BaseTransform):
                     f'{img.shape[:2]}, others {imgs[0].shape[:2]} (H, W)'
                 )
             imgs.append(img)
-        results['imgs'] = imgs
-        results['img_shape'] = results['original_shape'] = imgs[0].shape[:2]
-        return results
+        return imgs

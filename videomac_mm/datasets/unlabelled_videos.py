@@ -1,4 +1,4 @@
-"""Pairs of frames from video files or from folders of pictures."""
+"""Unlabelled videos: files, or folders of pictures."""
 
 import logging
 import posixpath
@@ -22,21 +22,22 @@ IMAGE_EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
 
 
 @DATASETS.register_module()
-class FramePairDataset(BaseDataset):
-    """Unlabelled videos, each item a pair of frames (or several) of one of them.
+class UnlabelledVideoDataset(BaseDataset):
+    """Unlabelled videos, each item what the pipeline's sampler draws from one of them.
 
-    The pipeline starts from ``filename`` (``source='videos'``) or from
+    That is a pair of frames (:class:`SampleFramePair`), a clip (:class:`SampleClips`),
+    or several. The pipeline starts from ``filename`` (``source='videos'``) or from
     ``frame_files``, ``total_frames`` (``source='frames'``)::
 
-        videos  OpenVideo → SampleFramePair → mmaction.DecordDecode → ForEachClip …
-        frames  SampleFramePair → FrameFolderDecode → ForEachClip …
+        videos  OpenVideo → sampler → DecodeFrames or mmaction.DecordDecode → …
+        frames  sampler → FrameFolderDecode → …
 
-    and ends in ``inputs`` (V, 3, 2, H, W) uint8, V pairs of one video.
+    and ends in ``inputs`` (V, 3, T, H, W) uint8, V clips of T frames of one video.
 
     **Unusable videos.** Where a video cannot be read, a random other one takes
     its place; it is named in the log with the reason, once, is not opened again
     in this run, and the run ends when there are too many. Unusable means
-    :class:`UnusableVideoError` (fewer than two frames …), ``OSError`` (missing,
+    :class:`UnusableVideoError` (too few frames …), ``OSError`` (missing,
     no permission …) and what decord raises about a file: ``DECORDError``, and
     ``RuntimeError`` or ``AssertionError`` from its own code. Everything else is
     a mistake in the program and ends the run as it is. Counts are shared with
@@ -65,7 +66,7 @@ class FramePairDataset(BaseDataset):
         index_by: ``'video'``: one item per video, drawn from anywhere in it.
             ``'frame'`` (``source='frames'`` only): one item per stored frame
             that has a partner at the (least) interval of the pipeline's
-            SampleFramePair, which is the paper's protocol for YouTube-VOS.
+            SampleFramePair, which is VideoMAC's protocol for YouTube-VOS.
             Defaults to ``'video'``.
         fps: frames per second of the folders, wanted by
             ``SampleFramePair(unit='seconds')``. Defaults to None.
@@ -219,12 +220,12 @@ class FramePairDataset(BaseDataset):
         super().get_subset_(indices)
         self._forget_bad()
 
-    def get_subset(self, indices: Sequence[int] | int) -> 'FramePairDataset':
+    def get_subset(self, indices: Sequence[int] | int) -> 'UnlabelledVideoDataset':
         subset = super().get_subset(indices)
         subset._forget_bad()
         return subset
 
-    def _copy_without_annotation(self, memo: dict | None = None) -> 'FramePairDataset':
+    def _copy_without_annotation(self, memo: dict | None = None) -> 'UnlabelledVideoDataset':
         # mmengine 0.10 shares one default memo among all calls: once the copied
         # data sets are gone, it hands out their remains for whatever has their id.
         return super()._copy_without_annotation({} if memo is None else memo)
@@ -291,7 +292,7 @@ def _path_of(info: dict) -> str:
 
 
 def _is_about_data(err: Exception) -> bool:
-    """Whether a file is at fault; see the docstring of FramePairDataset."""
+    """Whether a file is at fault; see the docstring of UnlabelledVideoDataset."""
     if isinstance(err, (UnusableVideoError, OSError)):
         return True
     # Names instead of types, so that frame folders work without decord.

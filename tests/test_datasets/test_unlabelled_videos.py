@@ -1,5 +1,6 @@
 import logging
 import pickle
+import random
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from mmengine.dataset import BaseDataset, pseudo_collate
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from torch.utils.data import DataLoader
 
-from videomac_mm.datasets import FramePairDataset, UnusableVideoError, frame_pairs
+from videomac_mm.datasets import UnlabelledVideoDataset, UnusableVideoError, unlabelled_videos
 
 CUT = [
     dict(
@@ -47,11 +48,11 @@ def frame_pipeline(**sampling) -> list[dict]:
 def log(monkeypatch) -> list[str]:
     """What the data set logs."""
     lines = []
-    monkeypatch.setattr(frame_pairs, 'print_log', lambda text, **kwargs: lines.append(text))
+    monkeypatch.setattr(unlabelled_videos, 'print_log', lambda text, **kwargs: lines.append(text))
     return lines
 
 
-def names(dataset: FramePairDataset) -> list[str]:
+def names(dataset: UnlabelledVideoDataset) -> list[str]:
     infos = [dataset.get_data_info(i) for i in range(len(dataset))]
     root = Path(dataset.data_root)
     return [str(Path(i.get('filename') or i['frame_dir']).relative_to(root)) for i in infos]
@@ -68,14 +69,14 @@ def touch(root: Path, *files: str) -> None:
 
 def test_videos__are_found_in_all_folders_and_sorted(tmp_path):
     touch(tmp_path, 'b.mkv', 'a/z.MP4', 'a/deep/c.webm', 'a.avi', 'notes.txt', '.hidden.mp4')
-    dataset = FramePairDataset(str(tmp_path))
+    dataset = UnlabelledVideoDataset(str(tmp_path))
     assert names(dataset) == ['a.avi', 'a/deep/c.webm', 'a/z.MP4', 'b.mkv']
 
 
 def test_frames__one_item_per_folder_of_pictures(tmp_path):
     touch(tmp_path, 'x/b/1.jpg', 'x/b/2.jpg', 'x/a/1.PNG', 'x/empty/notes.txt', 'y/1.jpg')
-    assert names(FramePairDataset(str(tmp_path), source='frames')) == ['x/a', 'x/b', 'y']
-    inner = FramePairDataset(str(tmp_path), source='frames', data_prefix='x')
+    assert names(UnlabelledVideoDataset(str(tmp_path), source='frames')) == ['x/a', 'x/b', 'y']
+    inner = UnlabelledVideoDataset(str(tmp_path), source='frames', data_prefix='x')
     assert names(inner) == ['x/a', 'x/b']
 
 
@@ -85,7 +86,9 @@ def test_ann_file__paths_only(tmp_path, source):
     (tmp_path / 'list.txt').write_text(
         '# name, label\nin sub/clip 2 b.mp4 17\n\n  plain.mp4\ncounted.mp4 300 5  \n'
     )
-    dataset = FramePairDataset(str(tmp_path), ann_file='list.txt', data_prefix='in', source=source)
+    dataset = UnlabelledVideoDataset(
+        str(tmp_path), ann_file='list.txt', data_prefix='in', source=source
+    )
     assert names(dataset) == ['in/in sub/clip 2 b.mp4', 'in/plain.mp4', 'in/counted.mp4']
 
 
@@ -94,7 +97,7 @@ def test_index_by_frame__pairs_stored_neighbours(tmp_path, write_frames):
     imgs = write_frames(tmp_path / 'v', ['990.png', '995.png', '1000.png', '1015.png'])
     write_frames(tmp_path / 'w', ['1.png', '2.png'])
     write_frames(tmp_path / 'single', ['1.png'])
-    dataset = FramePairDataset(
+    dataset = UnlabelledVideoDataset(
         str(tmp_path),
         source='frames',
         index_by='frame',
@@ -110,7 +113,7 @@ def test_index_by_frame__only_frames_with_a_partner_at_the_interval(tmp_path):
     touch(tmp_path, *(f'v/{i}.jpg' for i in range(7)), *(f'w/{i}.jpg' for i in range(3)))
 
     def build(interval):
-        return FramePairDataset(
+        return UnlabelledVideoDataset(
             str(tmp_path),
             source='frames',
             index_by='frame',
@@ -126,7 +129,7 @@ def test_index_by_frame__only_frames_with_a_partner_at_the_interval(tmp_path):
 def test_index_by_frame__needs_to_know_the_interval(tmp_path):
     touch(tmp_path, 'v/0.jpg', 'v/1.jpg')
     with pytest.raises(ValueError, match="needs a SampleFramePair with unit='frames'.*seconds"):
-        FramePairDataset(
+        UnlabelledVideoDataset(
             str(tmp_path),
             source='frames',
             index_by='frame',
@@ -155,7 +158,7 @@ def test_construction__says_what_is_wrong(tmp_path, arguments, error, message):
     root.mkdir()
     (root / 'blank.txt').write_text('# nothing\n\n')
     with pytest.raises(error, match=message):
-        FramePairDataset(**{'data_root': str(root), **arguments})
+        UnlabelledVideoDataset(**{'data_root': str(root), **arguments})
 
 
 # -------------------------------------------------------------------------- items
@@ -164,7 +167,7 @@ def test_construction__says_what_is_wrong(tmp_path, arguments, error, message):
 @pytest.mark.parametrize('suffix', ['.mp4', '.avi', '.mkv'])
 def test_item__is_a_batch_of_pairs(tmp_path, write_video, suffix):
     write_video(tmp_path / f'v{suffix}')
-    dataset = FramePairDataset(str(tmp_path), pipeline=video_pipeline(pairs_per_video=3))
+    dataset = UnlabelledVideoDataset(str(tmp_path), pipeline=video_pipeline(pairs_per_video=3))
     inputs = dataset[0]['inputs']
     assert inputs.shape == (3, 3, 2, 32, 32) and inputs.dtype == torch.uint8
 
@@ -174,7 +177,7 @@ def test_item__both_frames_cut_alike_pairs_cut_differently(tmp_path, write_frame
     assert still.std() > 10
     for i in range(1, 6):
         (tmp_path / f'v/{i}.png').write_bytes((tmp_path / 'v/0.png').read_bytes())
-    dataset = FramePairDataset(
+    dataset = UnlabelledVideoDataset(
         str(tmp_path), source='frames', pipeline=frame_pipeline(pairs_per_video=5)
     )
     inputs = dataset[0]['inputs']  # (V, C, T, H, W)
@@ -185,27 +188,139 @@ def test_item__both_frames_cut_alike_pairs_cut_differently(tmp_path, write_frame
 def test_item__fps_gives_folders_a_time(tmp_path, write_frames):
     write_frames(tmp_path / 'v', [f'{i}.png' for i in range(20)])
     sampling = dict(type='videomac_mm.SampleFramePair', frame_interval=0.5, unit='seconds')
-    dataset = FramePairDataset(str(tmp_path), source='frames', fps=6, pipeline=[sampling])
+    dataset = UnlabelledVideoDataset(str(tmp_path), source='frames', fps=6, pipeline=[sampling])
     assert dataset[0]['frame_interval'] == 3
 
 
-@pytest.mark.parametrize(
-    'name, pairs', [('video_pairs_224', 4), ('ytvos_pairs_224', 1), ('k400_pairs_224', 1)]
-)
-def test_configs__give_the_batch_that_models_take(
-    tmp_path, root, write_video, write_frames, name, pairs
-):
+DATASET_CONFIGS = [
+    ('video_pairs_224', (4, 2)),
+    ('ytvos_pairs_224', (1, 2)),
+    ('k400_pairs_224', (1, 2)),
+    ('video_clips_224', (1, 16)),
+    ('k400_clips_224', (1, 16)),
+    ('ssv2_clips_224', (1, 16)),
+    ('ucf101_clips_224', (1, 16)),
+    ('hmdb51_clips_224', (1, 16)),
+]
+
+
+def load_config(root: Path, name: str) -> Config:
     init_default_scope('videomac_mm')
-    config = Config.fromfile(root / 'configs' / '_base_' / 'datasets' / f'{name}.py')
-    (tmp_path / 'kinetics400_train_list_videos.txt').write_text('sub/v.mp4 3\n')
-    write_video(tmp_path / 'sub' / 'v.mp4')
-    write_video(tmp_path / 'videos_train' / 'sub' / 'v.mp4')
-    write_frames(tmp_path / 'JPEGImages' / 'v', ['00000.png', '00005.png', '00010.png'])
-    dataset = DATASETS.build({**config.train_dataloader.dataset, 'data_root': str(tmp_path)})
+    return Config.fromfile(root / 'configs' / '_base_' / 'datasets' / f'{name}.py')
+
+
+@pytest.mark.parametrize('name, shape', DATASET_CONFIGS)
+def test_configs__give_the_batch_that_models_take(
+    tmp_path, root, write_video, write_frames, name, shape
+):
+    config = load_config(root, name)
+    arguments = config.train_dataloader.dataset
+    folder = tmp_path / arguments.get('data_prefix', '')
+    if arguments.source == 'frames':
+        write_frames(folder / 'v', ['00000.png', '00005.png', '00010.png'])
+    else:
+        write_video(folder / 'sub' / 'v.mp4')
+    if 'ann_file' in arguments:
+        (tmp_path / arguments.ann_file).write_text('sub/v.mp4 3\n')
+    dataset = DATASETS.build({**arguments, 'data_root': str(tmp_path)})
     batch = pseudo_collate([dataset[0], dataset[len(dataset) - 1]])
     inputs = MODELS.build(config.data_preprocessor)(batch, training=True)['inputs']
-    assert inputs.shape == (2, pairs, 3, 2, 224, 224) and inputs.dtype == torch.float32
+    views, length = shape
+    assert inputs.shape == (2, views, 3, length, 224, 224) and inputs.dtype == torch.float32
     assert inputs.abs().max() < 3 and inputs.std() > 0.1
+
+
+# -------------------------------------------------------------------------- clips
+
+
+def clip_pipeline(root: Path, **sampling) -> list[dict]:
+    """As our configs read clips, at 32 pixels."""
+    pipeline = load_config(root, 'clips_224').train_dataloader.dataset.pipeline
+    pipeline[1].update(sampling)
+    pipeline[3].input_size = 32
+    pipeline[4].scale = (32, 32)
+    return pipeline
+
+
+@pytest.mark.parametrize('suffix', ['.mp4', '.avi', '.mkv'])
+def test_clips__of_files(tmp_path, root, write_video, suffix):
+    write_video(tmp_path / f'v{suffix}', num_frames=40)
+    pipeline = clip_pipeline(root, frame_interval=2, max_shift=4)
+    inputs = UnlabelledVideoDataset(str(tmp_path), pipeline=pipeline)[0]['inputs']
+    assert inputs.shape == (2, 3, 16, 32, 32) and inputs.dtype == torch.uint8
+    assert (inputs[:, :, 1:] != inputs[:, :, :-1]).any((1, 3, 4)).all(), 'it must move'
+
+
+def test_clips__read_by_mmaction_are_the_same(tmp_path, root, write_video):
+    write_video(tmp_path / 'v.mp4', num_frames=30)
+    opened, sampler, ours, *cut = clip_pipeline(root, clip_len=8, frame_interval=2, max_shift=4)
+    items = []
+    for decode in (ours, dict(type='mmaction.DecordDecode')):
+        random.seed(0)
+        np.random.seed(0)
+        pipeline = [opened, sampler, decode, *cut]
+        items.append(UnlabelledVideoDataset(str(tmp_path), pipeline=pipeline)[0]['inputs'])
+    assert torch.equal(*items)
+    assert torch.equal(items[0][0, :, 2:], items[0][1, :, :-2]), 'the clips must overlap'
+
+
+def test_clips__all_frames_of_both_are_cut_alike(tmp_path, root, write_frames):
+    assert write_frames(tmp_path / 'v', ['0.png'])[0].std() > 10
+    for i in range(1, 40):  # a still
+        (tmp_path / f'v/{i}.png').write_bytes((tmp_path / 'v/0.png').read_bytes())
+    _, *steps = clip_pipeline(root, frame_interval=2, max_shift=4)
+    steps[1] = dict(type='videomac_mm.FrameFolderDecode')
+    dataset = UnlabelledVideoDataset(str(tmp_path), source='frames', pipeline=steps)
+    pictures = set()
+    for _ in range(20):
+        inputs = dataset[0]['inputs']
+        assert inputs.shape == (2, 3, 16, 32, 32)
+        assert (inputs == inputs[:1, :, :1]).all()
+        pictures.add(inputs[0, :, 0].numpy().tobytes())
+    assert len(pictures) > 5, 'the box must be drawn'
+
+
+def test_clips__bad_videos_are_replaced(tmp_path, root, write_video, log):
+    for i in range(3):
+        write_video(tmp_path / f'good{i}.mp4')
+    write_video(tmp_path / 'single.avi', num_frames=1)  # one frame is enough
+    (tmp_path / 'empty.mp4').touch()
+    dataset = UnlabelledVideoDataset(
+        str(tmp_path), pipeline=clip_pipeline(root, max_shift=1), max_bad_share=0.2
+    )
+    for i in range(len(dataset)):
+        assert dataset[i]['inputs'].shape == (2, 3, 16, 32, 32)
+    assert [Path(path).name for path in dataset.bad_videos] == ['empty.mp4'] and len(log) == 1
+
+
+def test_clips__folder_without_frames_is_replaced(tmp_path, root, write_frames, log):
+    write_frames(tmp_path / 'good', ['0.png', '1.png'])
+    (tmp_path / 'empty').mkdir()
+    (tmp_path / 'list.txt').write_text('good\nempty\n')
+    _, sampler, *_ = clip_pipeline(root)
+    dataset = UnlabelledVideoDataset(
+        str(tmp_path), 'list.txt', source='frames', pipeline=[sampler], max_bad_share=0.5
+    )
+    assert dataset[1]['frame_inds'].tolist() == [0] * 16
+    assert 'a clip needs a frame, the video has 0' in log[0]
+
+
+@pytest.mark.parametrize('name', ['k400', 'ssv2', 'ucf101', 'hmdb51', 'video'])
+def test_clips__configs_can_be_told_to_draw_two(tmp_path, root, name):
+    # As a config of CMAE-V does; numbers in the path of a pipeline step are for --cfg-options.
+    path = root / 'configs' / '_base_' / 'datasets' / f'{name}_clips_224.py'
+    (tmp_path / 'delta.py').write_text(
+        f"_base_ = '{path}'\n"
+        'train_dataloader = _base_.train_dataloader\n'
+        'train_dataloader.dataset.pipeline[1].max_shift = 8\n'
+    )
+    plain, delta = Config.fromfile(path), Config.fromfile(tmp_path / 'delta.py')
+    interval = 2 if name == 'ssv2' else 4
+    sampler = dict(type='videomac_mm.SampleClips', clip_len=16, frame_interval=interval)
+    assert plain.train_dataloader.dataset.pipeline[1] == sampler
+    assert delta.train_dataloader.dataset.pipeline[1] == {**sampler, 'max_shift': 8}
+    plain.merge_from_dict({'train_dataloader.dataset.pipeline.1.max_shift': 8})
+    assert plain.train_dataloader == delta.train_dataloader
 
 
 # ------------------------------------------------------------------------ bad ones
@@ -223,7 +338,7 @@ def with_bad(tmp_path, write_video) -> Path:
 
 
 def test_bad__are_replaced_counted_and_named_once(with_bad, log):
-    dataset = FramePairDataset(
+    dataset = UnlabelledVideoDataset(
         str(with_bad), pipeline=video_pipeline(frame_interval=2), max_bad_share=0.5
     )
     for _ in range(2):  # epochs
@@ -240,7 +355,7 @@ def test_bad__are_replaced_counted_and_named_once(with_bad, log):
 
 
 def test_bad__too_many_stop_the_run(with_bad, log):
-    dataset = FramePairDataset(str(with_bad), pipeline=video_pipeline(), max_bad_share=0.3)
+    dataset = UnlabelledVideoDataset(str(with_bad), pipeline=video_pipeline(), max_bad_share=0.3)
     with pytest.raises(RuntimeError, match=r'3 of 8 items \(37.5%\).*max_bad_share=30.0%') as info:
         for i in range(len(dataset)):
             dataset[i]
@@ -250,14 +365,14 @@ def test_bad__too_many_stop_the_run(with_bad, log):
 
 def test_bad__all_stop_the_run_whatever_the_share(tmp_path, log):
     touch(tmp_path, 'a.mp4', 'b.mp4')
-    dataset = FramePairDataset(str(tmp_path), pipeline=video_pipeline(), max_bad_share=1)
+    dataset = UnlabelledVideoDataset(str(tmp_path), pipeline=video_pipeline(), max_bad_share=1)
     with pytest.raises(RuntimeError, match='2 of 2 items'):
         dataset[0]
 
 
 def test_bad__test_mode_raises(tmp_path, log):
     touch(tmp_path, 'a.mp4')
-    dataset = FramePairDataset(str(tmp_path), pipeline=video_pipeline(), test_mode=True)
+    dataset = UnlabelledVideoDataset(str(tmp_path), pipeline=video_pipeline(), test_mode=True)
     with pytest.raises(RuntimeError, match='Error reading'):
         dataset[0]
     assert dataset.num_bad == 0
@@ -269,7 +384,7 @@ def test_bad__frame_folders(tmp_path, write_frames, log):
     write_frames(tmp_path / 'torn', ['0.png', '1.png'])
     (tmp_path / 'torn' / '1.png').write_bytes(b'')
     (tmp_path / 'list.txt').write_text('good\nsingle\ntorn\ngone\n')
-    dataset = FramePairDataset(
+    dataset = UnlabelledVideoDataset(
         str(tmp_path),
         ann_file='list.txt',
         source='frames',
@@ -295,7 +410,7 @@ def raising(error: Exception):
 )
 def test_mistakes_in_the_program__are_not_taken_for_bad_videos(tmp_path, error):
     touch(tmp_path, 'a.mp4', 'b.mp4')
-    dataset = FramePairDataset(str(tmp_path), pipeline=[raising(error)], max_bad_share=1)
+    dataset = UnlabelledVideoDataset(str(tmp_path), pipeline=[raising(error)], max_bad_share=1)
     with pytest.raises(type(error)):
         dataset[0]
     assert dataset.num_bad == 0
@@ -308,7 +423,7 @@ def test_mistakes_in_the_program__index_beyond_the_video(tmp_path, write_video):
     def choose(results: dict) -> dict:
         return {**results, 'frame_inds': np.array([0, 3])}
 
-    dataset = FramePairDataset(str(tmp_path), pipeline=[opened, choose, decoded])
+    dataset = UnlabelledVideoDataset(str(tmp_path), pipeline=[opened, choose, decoded])
     with pytest.raises(IndexError):  # by decord, but our fault
         dataset[0]
 
@@ -316,7 +431,7 @@ def test_mistakes_in_the_program__index_beyond_the_video(tmp_path, write_video):
 @pytest.mark.parametrize('error', [OSError('x'), UnusableVideoError('x')])
 def test_data_errors__from_anywhere_count(tmp_path, error, log):
     touch(tmp_path, 'a.mp4', 'b.mp4')
-    dataset = FramePairDataset(str(tmp_path), pipeline=[raising(error)], max_bad_share=1)
+    dataset = UnlabelledVideoDataset(str(tmp_path), pipeline=[raising(error)], max_bad_share=1)
     with pytest.raises(RuntimeError, match=f'{type(error).__name__}: x'):
         dataset[0]
     assert dataset.num_bad == 2
@@ -327,7 +442,7 @@ def test_data_errors__from_anywhere_count(tmp_path, error, log):
 
 @pytest.mark.parametrize('start', ['fork', 'spawn'])
 def test_workers__share_the_count(with_bad, start):
-    dataset = FramePairDataset(str(with_bad), pipeline=video_pipeline(), max_bad_share=0.5)
+    dataset = UnlabelledVideoDataset(str(with_bad), pipeline=video_pipeline(), max_bad_share=0.5)
     dataset[names(dataset).index('good0.mp4')]  # decord before the fork
     loader = DataLoader(
         dataset,
@@ -343,7 +458,7 @@ def test_workers__share_the_count(with_bad, start):
 
 
 def test_workers__stop_the_run(with_bad):
-    dataset = FramePairDataset(str(with_bad), pipeline=video_pipeline(), max_bad_share=0.1)
+    dataset = UnlabelledVideoDataset(str(with_bad), pipeline=video_pipeline(), max_bad_share=0.1)
     loader = DataLoader(dataset, num_workers=1, collate_fn=pseudo_collate, timeout=60)
     batches = iter(loader)
     with pytest.raises(RuntimeError, match='more than max_bad_share=10.0% allows'):
@@ -355,7 +470,7 @@ def test_workers__draw_differently(tmp_path, write_video):
     from mmengine.dataset import worker_init_fn
 
     write_video(tmp_path / 'v.mp4', num_frames=30)
-    dataset = FramePairDataset(str(tmp_path), pipeline=video_pipeline())
+    dataset = UnlabelledVideoDataset(str(tmp_path), pipeline=video_pipeline())
     loader = DataLoader(
         torch.utils.data.ConcatDataset([dataset] * 4),
         num_workers=2,
@@ -371,7 +486,7 @@ def test_workers__draw_differently(tmp_path, write_video):
 
 
 def test_lazy_init__lists_later(tmp_path):
-    dataset = FramePairDataset(str(tmp_path), lazy_init=True)
+    dataset = UnlabelledVideoDataset(str(tmp_path), lazy_init=True)
     assert dataset.num_bad == 0 and dataset.bad_videos == []
     touch(tmp_path, 'a.mp4')
     dataset.full_init()
@@ -380,7 +495,7 @@ def test_lazy_init__lists_later(tmp_path):
 
 @pytest.mark.parametrize('serialize', [True, False])
 def test_subset__counts_for_itself(with_bad, log, serialize):
-    dataset = FramePairDataset(
+    dataset = UnlabelledVideoDataset(
         str(with_bad), pipeline=video_pipeline(), max_bad_share=0.5, serialize_data=serialize
     )
     empty = names(dataset).index('empty.mp4')
@@ -398,22 +513,34 @@ def test_subset__leaves_nothing_in_mmengine(tmp_path):
     touch(tmp_path, 'a.mp4', 'b.mp4')
     memo = BaseDataset._copy_without_annotation.__defaults__[0]
     before = len(memo or ())
-    subset = FramePairDataset(str(tmp_path), pipeline=[dict]).get_subset([1])
+    subset = UnlabelledVideoDataset(str(tmp_path), pipeline=[dict]).get_subset([1])
     assert names(subset) == ['b.mp4'] and subset.pipeline.transforms == [dict]
     assert len(memo or ()) == before
 
 
 def test_pickle__keeps_everything(tmp_path, write_video):
     write_video(tmp_path / 'v.mp4')
-    dataset = pickle.loads(pickle.dumps(FramePairDataset(str(tmp_path), pipeline=video_pipeline())))
+    dataset = pickle.loads(
+        pickle.dumps(UnlabelledVideoDataset(str(tmp_path), pipeline=video_pipeline()))
+    )
     assert dataset[0]['inputs'].shape == (1, 3, 2, 32, 32)
 
 
 # ----------------------------------------------------------------------- real files
 
 
+def test_real__clips_of_short_and_large_videos(data_dir, root):
+    dataset = UnlabelledVideoDataset(
+        str(data_dir / 'videos'), pipeline=clip_pipeline(root, max_shift=8), max_bad_share=0
+    )
+    # 36 frames of 240p, fewer than a clip spans; 103 frames of 1080p
+    for name in ('imageio_realshort.mp4', 'mmaction_ntu.avi'):
+        inputs = dataset[names(dataset).index(name)]['inputs']
+        assert inputs.shape == (2, 3, 16, 32, 32) and inputs.float().std() > 5
+
+
 def test_real__every_container(data_dir):
-    dataset = FramePairDataset(
+    dataset = UnlabelledVideoDataset(
         str(data_dir / 'videos'),
         pipeline=video_pipeline(frame_interval=(0.1, 0.3), unit='seconds'),
         max_bad_share=0,
@@ -423,9 +550,9 @@ def test_real__every_container(data_dir):
         assert dataset[names(dataset).index(name)]['inputs'].float().std() > 5
 
 
-def broken(data_dir: Path, name: str, **kwargs) -> FramePairDataset:
+def broken(data_dir: Path, name: str, **kwargs) -> UnlabelledVideoDataset:
     """A data set of one difficult file, the pipeline as far as the pictures."""
-    dataset = FramePairDataset(
+    dataset = UnlabelledVideoDataset(
         str(data_dir / 'broken'), pipeline=video_pipeline()[:3], max_bad_share=1, **kwargs
     )
     return dataset.get_subset([names(dataset).index(name)])
@@ -460,5 +587,5 @@ def test_log__goes_to_the_current_logger(tmp_path, write_video, capfd):
     MMLogger.get_instance('run', logger_name='run', log_level=logging.INFO)
     write_video(tmp_path / 'good.mp4')
     touch(tmp_path, 'bad.mp4')
-    FramePairDataset(str(tmp_path), pipeline=video_pipeline(), max_bad_share=0.5)[0]
+    UnlabelledVideoDataset(str(tmp_path), pipeline=video_pipeline(), max_bad_share=0.5)[0]
     assert 'Skipping unusable video' in ''.join(capfd.readouterr())
