@@ -141,12 +141,67 @@ def test_reconstruction__panels_are_written_on_time_and_at_the_end(tmp_path):
     files = sorted(tmp_path.rglob('vis_image/*.png'))
     assert [path.stem for path in files] == ['reconstruction_4', 'reconstruction_6']
     panels = [cv2.imread(str(path)) for path in files]
-    assert panels[0].shape == (2 * 32, 6 * 24, 3)
-    # Samples and masks stay: all columns but the predictions agree.
-    for column in (0, 1, 3, 4):
-        part = slice(column * 24, (column + 1) * 24)
-        assert (panels[0][:, part] == panels[1][:, part]).all()
+    # Three pictures of two frames of two samples.
+    assert panels[0].shape == (3 * 32, 4 * 24, 3)
+    # Samples and masks stay: what is not predicted agrees.
+    assert (panels[0][:64] == panels[1][:64]).all()
+    assert (panels[0][64:] != panels[1][64:]).any()
     assert runner.model.training
+    assert not list(tmp_path.rglob('*.mp4'))
+
+
+def test_reconstruction__leaves_the_random_numbers_of_the_run_alone(tmp_path):
+    runs = []
+    for interval in (1, 100):
+        cfg = config(tmp_path / str(interval))
+        cfg.custom_hooks[1].interval = interval
+        runner = Runner.from_cfg(cfg)
+        runner.train()
+        runs.append(runner.model.state_dict())
+    for name, value in runs[0].items():
+        assert torch.equal(value, runs[1][name]), name
+
+
+def test_reconstruction__of_clips_is_a_film_too(tmp_path):
+    cfg = config(tmp_path)
+    cfg.model = dict(
+        type='MotionMAE',
+        backbone=dict(
+            type='VideoVisionTransformer',
+            img_size=32,
+            patch_size=8,
+            num_frames=4,
+            embed_dims=8,
+            depth=1,
+            num_heads=2,
+            use_mean_pooling=False,
+        ),
+        neck=dict(
+            type='TokenDecoder',
+            num_patches=32,
+            in_channels=8,
+            embed_dims=8,
+            depth=1,
+            num_heads=2,
+            pred_dims=(384, 192),
+        ),
+        head=dict(type='VideoPixelHead', patch_size=8, targets=('pixel', 'motion')),
+        mask_generator=dict(type='TubeMask', patch_size=8, mask_ratio=0.5),
+        data_preprocessor=cfg.model.data_preprocessor,
+    )
+    cfg.train_dataloader.dataset.update(size=(32, 32))
+    cfg.train_dataloader.dataset.pipeline[0] = dict(
+        type='SampleClips', clip_len=4, frame_interval=1
+    )
+    cfg.custom_hooks = [dict(type='ReconstructionHook', interval=4, num_samples=2, num_frames=3)]
+    Runner.from_cfg(cfg).train()
+    panel = cv2.imread(str(next(tmp_path.rglob('vis_image/reconstruction_4.png'))))
+    # original, masked, predicted, motion, predicted motion
+    assert panel.shape == (5 * 32, 2 * 3 * 32, 3)
+    film = cv2.VideoCapture(str(next(tmp_path.rglob('reconstruction/4.mp4'))))
+    frames = [film.read() for _ in range(5)]
+    assert [good for good, _ in frames] == [True] * 4 + [False]
+    assert frames[0][1].shape == (2 * 32, 5 * 32, 3)
 
 
 @pytest.mark.parametrize('momentum, end', [(-0.1, 1), (0.9, 0.5), (0.5, 1.1)])

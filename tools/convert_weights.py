@@ -1,7 +1,8 @@
 """Bring a checkpoint of other code to this package's names and layouts.
 
-The result holds `backbone.*` and `neck.*` (the online network), and `target.*`. It loads as a
-whole into VideoMAC (`load_from`), and its backbone into any model that has the same one:
+The result holds `backbone.*` and `neck.*`, of VideoMAC the online network, and its `target.*`. It
+loads as a whole into the algorithm (`load_from`), and its backbone into any model that has the
+same one:
 
     backbone=dict(..., init_cfg=dict(type='Pretrained', checkpoint=DST, prefix='backbone.'))
 """
@@ -16,9 +17,9 @@ from mmengine.runner import save_checkpoint
 from torch import Tensor
 
 from videomac_mm import __version__
-from videomac_mm.weights import from_videomac
+from videomac_mm.weights import from_videomac, from_videomae
 
-CONVERTERS: dict[str, Callable[[dict], dict]] = dict(videomac=from_videomac)
+CONVERTERS: dict[str, Callable[[dict], dict]] = dict(videomac=from_videomac, videomae=from_videomae)
 # Where a checkpoint keeps its networks, the first that is there. The official VideoMAC code
 # saves both, each with and without its DDP wrapper; others save one.
 ONLINE = ('online_without_ddp', 'model_online', 'model', 'state_dict')
@@ -90,10 +91,11 @@ def main() -> None:
     checkpoint = load(args.src)
     online, target = find_networks(checkpoint)
     weights = convert(online, args.source)
-    if target is None:
-        print('It holds one network, taken as the online one; the target becomes its copy.')
-    follower = weights if target is None else convert(target, args.source)
-    weights.update({f'target.{key}': value for key, value in follower.items()})
+    if args.source == 'videomac':
+        if target is None:
+            print('It holds one network, taken as the online one; the target becomes its copy.')
+        follower = weights if target is None else convert(target, args.source)
+        weights.update({f'target.{key}': value for key, value in follower.items()})
 
     meta = dict(converted_from=args.src.name, source=args.source, videomac_mm_version=__version__)
     if isinstance(checkpoint.get('epoch'), int):

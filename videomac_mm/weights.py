@@ -32,6 +32,22 @@ _VIDEOMAC_NAMES: list[tuple[str, str]] = [
     ),
 ]
 
+_VIDEOMAE_NAMES: list[tuple[str, str]] = [
+    (r'mask_token', r'neck.decoders.0.mask_token'),
+    (r'encoder_to_decoder\.(\w+)', r'neck.decoders.0.proj.\1'),
+    (r'decoder\.head\.(\w+)', r'neck.decoders.0.preds.0.\1'),
+    (r'encoder\.patch_embed\.proj\.(\w+)', r'backbone.patch_embed.projection.\1'),
+    *(
+        (rf'{theirs}\.{part}', rf'{ours}.{name}')
+        for theirs, ours in (('encoder', 'backbone'), ('decoder', 'neck.decoders.0'))
+        for part, name in (
+            (r'blocks\.(\d+)\.mlp\.fc1\.(\w+)', r'blocks.\1.mlp.layers.0.0.\2'),
+            (r'blocks\.(\d+)\.mlp\.fc2\.(\w+)', r'blocks.\1.mlp.layers.1.\2'),
+            (r'(blocks\.\d+\.(?:norm\d|attn)\..+|norm\.\w+)', r'\1'),
+        )
+    ),
+]
+
 
 def from_videomac(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     """Bring weights of the official VideoMAC code to our names and layouts.
@@ -49,12 +65,9 @@ def from_videomac(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         KeyError: listing the keys that are not of that layout.
     """
-    converted, unknown = {}, []
-    for key, value in state_dict.items():
-        name = _rename(key)
-        if name is None:
-            unknown.append(key)
-            continue
+    converted = {}
+    for name, value in _renamed(state_dict, _VIDEOMAC_NAMES, 'VideoMAC').items():
+        name = name if name.startswith('neck.') else f'backbone.{name}'
         if name.endswith('.kernel'):
             name, value = (
                 name[: -len('kernel')] + 'weight',
@@ -63,18 +76,39 @@ def from_videomac(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         elif name.endswith(('.bias', '.gamma', '.beta')):
             value = value.flatten()
         converted[name] = value
-    if unknown:
-        raise KeyError(f'not weights of the official VideoMAC code: {unknown}')
     return converted
 
 
-def _rename(key: str) -> str | None:
-    for pattern, name in _VIDEOMAC_NAMES:
-        match = re.fullmatch(pattern, key)
-        if match:
-            name = match.expand(name)
-            return name if name.startswith('neck.') else f'backbone.{name}'
-    return None
+def from_videomae(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Bring pre-training weights of the official VideoMAE code to our names.
+
+    Args:
+        state_dict: of the official model, encoder and decoder.
+
+    Returns:
+        The same tensors as a state dict of `VideoMAE`: ``backbone.*`` (mmaction2's names) and
+        ``neck.*``.
+
+    Raises:
+        KeyError: listing the keys that are not of that layout.
+    """
+    return _renamed(state_dict, _VIDEOMAE_NAMES, 'VideoMAE')
+
+
+def _renamed(
+    state_dict: dict[str, Tensor], names: list[tuple[str, str]], origin: str
+) -> dict[str, Tensor]:
+    renamed, unknown = {}, []
+    for key, value in state_dict.items():
+        matches = ((re.fullmatch(pattern, key), name) for pattern, name in names)
+        name = next((match.expand(name) for match, name in matches if match), None)
+        if name is None:
+            unknown.append(key)
+        else:
+            renamed[name] = value
+    if unknown:
+        raise KeyError(f'not weights of the official {origin} code: {unknown}')
+    return renamed
 
 
 def _conv_weight(kernel: Tensor, depthwise: bool) -> Tensor:

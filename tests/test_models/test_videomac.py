@@ -3,6 +3,7 @@ import torch
 
 from tests.masks import expand, random_mask
 from videomac_mm.models import RandomPatchMask, VideoMAC
+from videomac_mm.registry import MODELS
 
 
 def build(backbone: dict = None, **kwargs) -> VideoMAC:
@@ -163,15 +164,26 @@ def test_target__closed_form_of_the_moving_average(model):
         torch.testing.assert_close(weight, wanted[name])
 
 
-def test_reconstruct__pastes_predictions_into_what_is_visible(model, clips):
+def test_reconstruct__pastes_predictions_into_what_is_visible(model):
+    mean, std = (120.0, 110.0, 100.0), (60.0, 50.0, 40.0)
+    preprocessor = dict(
+        type='mmaction.ActionDataPreprocessor', mean=mean, std=std, format_shape='NCTHW'
+    )
+    model.data_preprocessor = MODELS.build(preprocessor)
+    pixels = torch.randint(256, (2, 1, 3, 2, 96, 64), dtype=torch.uint8)
+    inputs = model.data_preprocessor(dict(inputs=list(pixels), data_samples=None))['inputs']
     mask = random_mask(2, (3, 2), 2)
-    pictures = model.reconstruct(clips, mask)
+    pictures = model.reconstruct(inputs.double(), mask)
+
     hidden = expand(mask, (96, 64))[:, :, None].expand(2, 3, 2, 96, 64)
-    assert torch.equal(pictures['original'], clips[:, 0])
-    assert (pictures['masked'][hidden] == 0).all()
+    original = pixels[:, 0].double() / 255
+    torch.testing.assert_close(pictures['original'], original, rtol=0, atol=1e-6)
+    grey = torch.tensor(mean, dtype=torch.float64).view(3, 1, 1, 1).expand_as(original) / 255
+    torch.testing.assert_close(pictures['masked'][hidden], grey[hidden])
     for name in ('masked', 'predicted'):
-        torch.testing.assert_close(pictures[name][~hidden], clips[:, 0][~hidden])
-    assert (pictures['predicted'][hidden] != clips[:, 0][hidden]).any()
+        torch.testing.assert_close(pictures[name][~hidden], original[~hidden], rtol=0, atol=1e-6)
+        assert 0 <= pictures[name].min() and pictures[name].max() <= 1
+    assert (pictures['predicted'] - original)[hidden].abs().max() > 0.1
 
 
 def test_picture__of_a_perfect_prediction_is_the_image(model, clips):

@@ -83,33 +83,44 @@ class TargetEMAHook(Hook):
 class ReconstructionHook(Hook):
     """Draw what the networks see and reconstruct, every ``interval`` iterations and at the end.
 
-    The panel has a row per sample: original, masked and predicted first frame (online
-    network), then the same of the later frame (target network). Samples and masks are those
-    of the first batch throughout, so that panels can be compared.
+    The panel has a row for each of the model's pictures (original, masked, predicted, and what
+    else it shows), and a column for each frame: those of the first sample, then of the next. Of
+    clips longer than a pair there is a film as well, ``reconstruction/<iteration>.mp4`` in the
+    run's log dir, with a row per sample. Samples and masks are the same throughout, so that
+    panels can be compared.
 
     Args:
         interval: iterations. Defaults to 1000.
-        num_samples: rows of the panel. Defaults to 4.
+        num_samples: clips of the first batch. Defaults to 4.
+        num_frames: frames of a clip in the panel, evenly spread. Defaults to 4.
+        fps: frames per second of the film. Defaults to 8.
 
     Raises:
         ValueError: if one of them is not positive.
     """
 
-    def __init__(self, interval: int = 1000, num_samples: int = 4) -> None:
-        if interval < 1 or num_samples < 1:
+    def __init__(
+        self, interval: int = 1000, num_samples: int = 4, num_frames: int = 4, fps: float = 8.0
+    ) -> None:
+        if min(interval, num_samples, num_frames) < 1 or fps <= 0:
             raise ValueError(
-                f'interval and num_samples must be at least 1, got {interval} and {num_samples}'
+                'interval, num_samples and num_frames must be at least 1 and fps positive, got '
+                f'{interval}, {num_samples}, {num_frames} and {fps}'
             )
         self.interval = interval
         self.num_samples = num_samples
+        self.num_frames = num_frames
+        self.fps = fps
         self._inputs: Tensor | None = None
-        self._mask: Tensor | None = None
 
     @master_only
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         """Keep samples of the first batch; draw when it is time."""
         if self._inputs is None:
-            self._keep(runner, data_batch)
+            few = {key: value[: self.num_samples] for key, value in data_batch.items()}
+            with torch.no_grad():
+                inputs = _unwrap(runner.model).data_preprocessor(few)['inputs']
+            self._inputs = inputs[:, :1]  # one clip per video
         if self.every_n_train_iters(runner, self.interval):
             self._draw(runner, runner.iter + 1)
 
@@ -119,33 +130,31 @@ class ReconstructionHook(Hook):
         if self._inputs is not None and runner.iter % self.interval:
             self._draw(runner, runner.iter)
 
-    def _keep(self, runner, data_batch: dict) -> None:
-        model = _unwrap(runner.model)
-        few = {key: value[: self.num_samples] for key, value in data_batch.items()}
-        with torch.no_grad():
-            inputs = model.data_preprocessor(few)['inputs'][:, :1]  # one pair per video
-        generator = torch.Generator().manual_seed(0)
-        self._inputs = inputs
-        self._mask = model.mask_generator(inputs[:, 0, :, 0], generator)
-
     def _draw(self, runner, step: int) -> None:
         model = _unwrap(runner.model)
+        devices = [self._inputs.device] if self._inputs.is_cuda else []
         model.eval()
-        pictures = model.reconstruct(self._inputs, self._mask)
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(0)  # the same masks every time
+            pictures = list(model.reconstruct(self._inputs).values())
         model.train()
-        names = ('original', 'masked', 'predicted')
-        columns = [pictures[name][:, :, frame] for frame in (0, 1) for name in names]
-        panel = torch.cat([torch.cat(list(column), -2) for column in columns], -1)
-        runner.visualizer.add_image(
-            'reconstruction', self._to_uint8(panel, model.data_preprocessor), step
-        )
+        rows = [_to_uint8(picture) for picture in pictures]  # each (B, T, H, W, C)
+        num_frames = rows[0].shape[1]
+        chosen = np.linspace(0, num_frames - 1, min(num_frames, self.num_frames)).round()
+        panel = [np.concatenate(np.concatenate(row[:, chosen.astype(int)]), 1) for row in rows]
+        runner.visualizer.add_image('reconstruction', np.concatenate(panel), step)
+        if num_frames > 2:
+            path = Path(runner.log_dir) / 'reconstruction' / f'{step}.mp4'
+            with VideoWriter(path, self.fps) as film:
+                for t in range(num_frames):
+                    columns = [np.concatenate(row[:, t]) for row in rows]
+                    film.write(np.concatenate(columns, 1))
 
-    @staticmethod
-    def _to_uint8(panel: Tensor, preprocessor: nn.Module) -> np.ndarray:
-        """(C, H, W) as the model sees it -> (H, W, C) uint8 RGB."""
-        if preprocessor._enable_normalize:
-            panel = panel * preprocessor.std.view(-1, 1, 1) + preprocessor.mean.view(-1, 1, 1)
-        return panel.round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
+
+def _to_uint8(pictures: Tensor) -> np.ndarray:
+    """(B, C, T, H, W) in [0, 1] -> (B, T, H, W, C) in [0, 255]."""
+    pictures = (pictures * 255).round().byte()
+    return pictures.permute(0, 2, 3, 4, 1).cpu().numpy()
 
 
 @HOOKS.register_module()

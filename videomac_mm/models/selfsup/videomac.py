@@ -4,6 +4,7 @@ import torch
 from mmpretrain.models.selfsup import BaseSelfSupervisor
 from torch import Tensor, nn
 
+from videomac_mm.models.pixels import to_pixels
 from videomac_mm.models.target_network import TargetNetwork
 from videomac_mm.registry import MODELS, TASK_UTILS
 
@@ -89,21 +90,25 @@ class VideoMAC(BaseSelfSupervisor):
             mask (B*V, h, w): as in `loss`.
 
         Returns:
-            ``original``, ``masked`` (hidden pixels are zero, the mean colour) and
-            ``predicted`` (pasted into the visible pixels), each (B*V, C, 2, H, W) in the range
-            of ``inputs``; the first frame is the online network's, the second the target's.
+            ``original``, ``masked`` (hidden pixels have the mean colour) and ``predicted``
+            (pasted into the visible pixels), each (B*V, C, 2, H, W) in [0, 1]; the first frame
+            is the online network's, the second the target's.
         """
         frames = self._frames(inputs)
         mask = self._mask(frames[0], mask)
         preds = self._predict(*frames, mask)
-        pictures = [self.head.picture(*pair, mask) for pair in zip(preds, frames)]
+        predicted = [self.head.picture(*pair, mask) for pair in zip(preds, frames)]
         original = torch.stack(frames, 2)  # (B*V, C, 2, H, W)
         hidden = nn.functional.interpolate(mask[:, None].float(), original.shape[-2:])
-        return dict(
+        pictures = dict(
             original=original,
             masked=original.masked_fill(hidden[:, :, None].bool(), 0.0),
-            predicted=torch.stack(pictures, 2),
+            predicted=torch.stack(predicted, 2),
         )
+        return {
+            name: to_pixels(picture, self.data_preprocessor).clamp(0, 1)
+            for name, picture in pictures.items()
+        }
 
     def extract_feat(self, inputs: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
         """Features of the online backbone.

@@ -1,0 +1,16 @@
+# A few minutes on two CPU cores: small batches, counted in iterations.
+_base_ = '../default_runtime.py'
+optim_wrapper = dict(
+    type='OptimWrapper',
+    # Far above the paper's 1.5e-4 * batch / 256: a short run of a small network.
+    optimizer=dict(type='AdamW', lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05),
+    paramwise_cfg=dict(flat_decay_mult=0.0, custom_keys=dict(mask_token=dict(decay_mult=0.0))),
+)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=1e-2, by_epoch=False, end=50),
+    dict(type='CosineAnnealingLR', by_epoch=False, begin=50, end=600),
+]
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=600)
+custom_hooks = [dict(type='videomac_mm.ReconstructionHook', interval=200)]
+default_hooks = dict(checkpoint=dict(by_epoch=False, interval=200, max_keep_ckpts=1))
+log_processor = dict(by_epoch=False)

@@ -1,0 +1,109 @@
+"""CMAE-V: masked autoencoders of clips that tell videos apart."""
+
+import torch
+from torch import Tensor, nn
+
+from videomac_mm.models.pixels import to_pixels
+from videomac_mm.models.selfsup.videomae import VideoMAE
+from videomac_mm.models.target_network import TargetNetwork
+from videomac_mm.registry import MODELS
+
+
+@MODELS.register_module()
+class CMAEV(VideoMAE):
+    """`CMAE-V: Contrastive Masked Autoencoders for Video Action Recognition
+    <https://arxiv.org/abs/2301.06018>`_. A re-implementation: no code was published.
+
+    The online network reconstructs the hidden tubelets of a clip as VideoMAE does. The mean of
+    its visible tokens must also find, among all videos of the batch, the clip that starts a
+    little later in its own, as the moving average of the network (the target) sees it whole.
+    `TargetEMAHook` moves the target.
+
+    Args:
+        backbone, neck, head, mask_generator, data_preprocessor, init_cfg: as `VideoMAE`.
+        projector: from tokens to the space of comparison; has a target copy.
+            ``mmpretrain.NonLinearNeck``.
+        contrast_head: a predictor and the loss. ``mmpretrain.MoCoV3Head``, which takes the keys
+            of all processes.
+
+    Raises:
+        ValueError: as `VideoMAE`.
+    """
+
+    def __init__(
+        self,
+        backbone: dict,
+        neck: dict,
+        head: dict,
+        projector: dict,
+        contrast_head: dict,
+        mask_generator: dict = dict(type='videomac_mm.TubeMask'),
+        data_preprocessor: dict | nn.Module | None = None,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
+        super().__init__(backbone, neck, head, mask_generator, data_preprocessor, init_cfg)
+        self.projector = MODELS.build(projector)
+        self.contrast_head = MODELS.build(contrast_head)
+        self.target = TargetNetwork(backbone=self.backbone, projector=self.projector)
+
+    def init_weights(self) -> None:
+        """Initialise the online network, and the target as its copy."""
+        super().init_weights()
+        self.target.follow(self, momentum=0.0)
+
+    def train(self, mode: bool = True) -> 'CMAEV':
+        """The target's projector, too, normalises by its batch, as that of CMAE does."""
+        super().train(mode)
+        self.target.projector.train(mode)
+        return self
+
+    def loss(
+        self,
+        inputs: Tensor,
+        data_samples: list | None = None,
+        mask: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """The error of hidden tubelets, and of telling videos apart.
+
+        Args:
+            inputs (B, 2, C, T, H, W): a clip and a later one of each video, normalised.
+            data_samples: unused.
+            mask (B, t, h, w): bool, True = hidden, of the first clip; drawn at random if None.
+
+        Returns:
+            ``loss_pixel`` and ``loss_contrast``.
+
+        Raises:
+            ValueError, TypeError: for inputs or a mask of the wrong shape or type.
+        """
+        clips, later_clips = self._pair(inputs)
+        mask = self._mask(clips, mask)
+        tokens = self.backbone(clips, mask)
+        losses = self.head.loss(
+            self.neck(tokens, mask), to_pixels(clips, self.data_preprocessor), mask
+        )
+        with torch.no_grad():
+            later_tokens = self.target.backbone(later_clips, torch.zeros_like(mask))
+            (key,) = self.target.projector([later_tokens.mean(1)])
+        (query,) = self.projector([tokens.mean(1)])
+        losses['loss_contrast'] = self.contrast_head.loss(query, key)
+        return losses
+
+    def reconstruct(self, inputs: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
+        """Show what the network sees of the first clips, and what it makes of them.
+
+        Args:
+            inputs (B, 2, C, T, H, W), mask (B, t, h, w): as in `loss`.
+
+        Returns:
+            As `VideoMAE`, (B, C, T, H, W).
+        """
+        return super().reconstruct(inputs[:, :1], mask)
+
+    def _pair(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        if inputs.ndim != 6 or inputs.shape[1] != 2:
+            raise ValueError(
+                'CMAE-V needs two clips of each video (B, 2, C, T, H, W), got a tensor of shape '
+                f'{tuple(inputs.shape)}; SampleClips(max_shift=...) gives them'
+            )
+        return inputs.unbind(1)
