@@ -1,0 +1,26 @@
+# The first split of HMDB51 as mmaction2 prepares it; all else as Kinetics-400.
+_base_ = './recognition_k400.py'
+
+num_classes = 51
+data_preprocessor = dict(
+    blending=dict(
+        augments=[
+            dict(type='mmaction.MixupBlending', alpha=0.8, num_classes=num_classes),
+            dict(type='mmaction.CutmixBlending', alpha=1.0, num_classes=num_classes),
+        ],
+    ),
+)
+
+train_data = dict(
+    data_root='data/hmdb51',
+    ann_file='hmdb51_train_split_1_videos.txt',
+    data_prefix=dict(video='videos'),
+)
+val_data = dict(
+    data_root='data/hmdb51',
+    ann_file='hmdb51_val_split_1_videos.txt',
+    data_prefix=dict(video='videos'),
+)
+train_dataloader = dict(dataset=train_data)
+val_dataloader = dict(dataset=val_data)
+test_dataloader = dict(dataset=val_data)

@@ -1,0 +1,22 @@
+# As VideoMAE's code (arXiv 2203.12602).
+_base_ = [
+    '../../_base_/fine_tuning/recognition_video_vit.py',
+    '../../_base_/fine_tuning/recognition_ssv2.py',
+    '../../_base_/default_runtime.py',
+]
+model = dict(
+    data_preprocessor=_base_.data_preprocessor,
+    backbone=dict(embed_dims=384, depth=12, num_heads=6),
+    cls_head=dict(num_classes=_base_.num_classes, in_channels=384),
+)
+train_dataloader = dict(batch_size=12)
+optim_wrapper = dict(
+    optimizer=dict(lr=1e-3 * 384 / 256),
+    paramwise_cfg=dict(decay_rate=0.7),
+)
+param_scheduler = [
+    _base_.param_scheduler[0],
+    dict(_base_.param_scheduler[1], end=40, eta_min_ratio=1e-6 / 1e-3),
+]
+train_cfg = dict(max_epochs=40)
+auto_scale_lr = dict(base_batch_size=384)
