@@ -10,7 +10,9 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from tests.test_configs import DIMS, FRAMES, SIZE, shrink_vit
 from tests.test_tools import run
+from videomac_mm.registry import MODELS
 
 FOLDER = Path(__file__).parents[1] / 'configs' / 'label_propagation'
 CONFIGS = sorted(FOLDER.glob('*.py'))
@@ -21,6 +23,26 @@ BACKBONES = {
     'mmpretrain.VisionTransformer': dict(
         arch=dict(embed_dims=8, num_layers=1, num_heads=1, feedforward_channels=8), img_size=64
     ),
+    'videomac_mm.VideoVisionTransformer': dict(
+        embed_dims=DIMS, depth=1, num_heads=1, img_size=SIZE, num_frames=FRAMES
+    ),
+    'videomac_mm.ConvVisionTransformer': dict(
+        embed_dims=(4, 6, DIMS), depths=(1, 1, 1), num_heads=1, img_size=SIZE, num_frames=FRAMES
+    ),
+}
+NETS = {  # how the names of backbones begin
+    'videomac-convnextv2': 'videomac_mm.SparseConvNeXt',
+    'videomac-resnet50': 'videomac_mm.SparseResNet',
+    'resnet50': 'mmpretrain.ResNet',
+    'vit': 'mmpretrain.VisionTransformer',
+    'video-vit': 'videomac_mm.VideoVisionTransformer',
+    'convvit': 'videomac_mm.ConvVisionTransformer',
+}
+PRETRAINED = {  # backbones, and what they were in pre-training
+    'video_vit_tiny_p16': 'videomae_vit_tiny',
+    'video_vit_small_p16': 'videomae_vit_small',
+    'video_vit_base_p16': 'cmae_v_vit_base',
+    'conv_vit_base_p16': 'cmae_v_convvit_base',
 }
 METRICS = {'masks': 'DAVIS/J&F-Mean', 'parts': 'VIP/mIoU', 'keypoints': 'JHMDB/PCK@0.1'}
 FORMS = dict(DAVISDataset='masks', VIPDataset='parts', JHMDBDataset='keypoints')
@@ -74,7 +96,10 @@ def test_config__name_says_what_it_does(path):
     elif data != 'synthetic':
         assert dataset.type.lower() == f'videomac_mm.{data}dataset'
     kind = model.backbone.type
-    assert backbone.startswith('videomac-') == kind.startswith('videomac_mm.')
+    (named,) = {net for name, net in NETS.items() if backbone.startswith(name)}
+    assert kind == named
+    if 'vit-' in backbone:
+        assert model.stride == 16
     if kind == 'videomac_mm.SparseConvNeXt':
         assert backbone.split('-')[-1] == model.backbone.arch
 
@@ -82,6 +107,38 @@ def test_config__name_says_what_it_does(path):
 def test_metafile_names_every_config():
     models = mmengine.load(FOLDER / 'metafile.yml')['Models']
     assert sorted(model['Name'] for model in models) == [path.stem for path in CONFIGS]
+
+
+@pytest.mark.parametrize('name', PRETRAINED)
+def test_video_backbone__is_that_of_pretraining(name):
+    base = FOLDER.parent / '_base_'
+    here = Config.fromfile(base / 'backbones' / f'{name}.py').backbone
+    there = Config.fromfile(base / 'models' / f'{PRETRAINED[name]}.py').model.backbone
+    assert here.pop('return_feat_map')
+    here.pop('img_size', None)  # positions are no weights
+    there.pop('init_cfg')
+    assert here == there
+
+
+@pytest.mark.parametrize('name', ['video_vit_base_p16', 'conv_vit_base_p16'])
+def test_video_backbone__takes_what_pretraining_leaves(name):
+    base = FOLDER.parent / '_base_'
+    pretraining = Config.fromfile(base / 'models' / f'{PRETRAINED[name]}.py').model
+    shrink_vit(pretraining)
+    pretraining.data_preprocessor = dict(type='mmaction.ActionDataPreprocessor')
+    pretraining = MODELS.build(pretraining).eval()
+    backbone = Config.fromfile(base / 'backbones' / f'{name}.py').backbone
+    backbone.update(BACKBONES[backbone.type])
+    model = MODELS.build(dict(type='videomac_mm.LabelPropagator', backbone=backbone))
+    assert model.stride == 16
+    model.load_state_dict(pretraining.state_dict())  # strictly
+    frames = torch.rand(2, 3, SIZE, SIZE)
+    # A frame stands still for the first time slot of a clip.
+    clips = frames[:, :, None].expand(-1, -1, 2, -1, -1)
+    with torch.no_grad():
+        tokens = pretraining.backbone(clips, torch.zeros(2, 1, 4, 4, dtype=torch.bool))
+    torch.testing.assert_close(model.extract_feat(frames).flatten(2).mT, tokens)
+    assert model.extract_feat(torch.rand(1, 3, 72, 100)).shape == (1, DIMS, 5, 7)
 
 
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason='torch without gloo')

@@ -1,0 +1,5 @@
+_base_ = [
+    '../_base_/models/videomae_vit_base.py',
+    '../_base_/datasets/ssv2_clips_224.py',
+    '../_base_/schedules/videomae_800e.py',
+]
