@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 import torch
 
+from videomac_mm.models import masking
+
 MODEL = """
 _base_ = [
     '{configs}/_base_/models/{base}.py',
-    '{configs}/_base_/datasets/video_pairs_224.py',
+    '{configs}/_base_/datasets/{data}.py',
     '{configs}/_base_/schedules/videomac_100e.py',
     '{configs}/_base_/default_runtime.py',
 ]
@@ -31,6 +33,30 @@ RESNET = dict(
     backbone=dict(depth=18, stem_channels=8, base_channels=8),
     neck=dict(in_channels=64, embed_dims=16),
 )
+VIT = dict(
+    backbone=dict(img_size=64, num_frames=4, embed_dims=16, depth=2, num_heads=2),
+    neck=dict(num_patches=32, in_channels=16, embed_dims=8, depth=1, num_heads=2),
+)
+CONV_VIT = dict(
+    backbone=dict(
+        _delete_=True,
+        type='videomac_mm.ConvVisionTransformer',
+        img_size=64,
+        num_frames=4,
+        embed_dims=(8, 8, 16),
+        depths=(1, 1, 2),
+        num_heads=2,
+        multi_scale_fusion=True,
+        use_mean_pooling=False,
+    ),
+    neck=VIT['neck'],
+)
+ENCODERS = [
+    ('videomae_vit_base', VIT),
+    ('videomae_vit_base', CONV_VIT),
+    ('videomac_convnext', CONVNEXT),
+    ('videomac_resnet', RESNET),
+]
 VARIANTS = ('sparse', 'masked_dense', 'mmpretrain_sparse')
 
 
@@ -38,7 +64,9 @@ VARIANTS = ('sparse', 'masked_dense', 'mmpretrain_sparse')
 def write_config(tmp_path, root):
     def write(base: str = 'videomac_convnext', model: dict = CONVNEXT) -> Path:
         path = tmp_path / f'{base}_tiny.py'
-        path.write_text(MODEL.format(configs=root / 'configs', base=base, model=model))
+        data = 'video_pairs_224' if base.startswith('videomac') else 'video_clips_224'
+        configs = root / 'configs'
+        path.write_text(MODEL.format(configs=configs, base=base, data=data, model=model))
         return path
 
     return write
@@ -79,6 +107,114 @@ def test_step__reports_time_memory_and_agreement(tmp_path, root, write_config):
     for name, loss in report['losses']['sparse'].items():
         assert report['losses']['masked_dense'][name] == pytest.approx(loss, rel=1e-4)
     assert "mmpretrain's SparseConvNeXt with the same weights" in report['mmpretrain_note']
+
+
+def test_encoder__reports_time_memory_and_agreement(tmp_path, root, write_config):
+    config = write_config('videomae_vit_base', VIT)
+    sizes = ['--batch-size', 2, '--size', 64, '--num-frames', 4, '--repeats', 2, '--threads', 1]
+    ratios = ['--cfg-options', 'model.mask_generator.mask_ratio=0.75']
+    report = run(root, tmp_path, 'encoder', '--config', config, *sizes, *ratios)
+    for name in ('masked_ms', 'full_ms', 'masked_peak_mb', 'full_peak_mb'):
+        assert report[name] > 0, name
+    assert report['speedup'] == pytest.approx(report['full_ms'] / report['masked_ms'])
+    assert report['memory_share'] == pytest.approx(
+        report['masked_peak_mb'] / report['full_peak_mb']
+    )
+    assert report['largest_difference'] < 1e-4
+    wanted = dict(batch_size=2, size=64, num_frames=4, visible='8 of 32', visible_share=0.25)
+    wanted['encoder'] = 'VideoVisionTransformer'
+    assert {key: report[key] for key in wanted} == wanted
+    assert {name: len(values) for name, values in report['samples_ms'].items()} == dict(
+        masked=2, full=2
+    )
+
+
+def encoder_args(config: str | Path, **kwargs) -> argparse.Namespace:
+    args = dict(size=64, num_frames=None, batch_size=2, amp=False, device='cpu')
+    return argparse.Namespace(config=config, cfg_options=None, threads=None, **(args | kwargs))
+
+
+def encoder_steps(benchmark: ModuleType, config: Path) -> dict:
+    num_frames = 4 if config.name.startswith('videomae') else None
+    return benchmark.encoder_steps_of(encoder_args(config, num_frames=num_frames))
+
+
+@pytest.mark.parametrize('base, model', ENCODERS)
+def test_encoder__two_ways_are_one_where_nothing_is_hidden(benchmark, write_config, base, model):
+    steps = encoder_steps(benchmark, write_config(base, model))
+    assert benchmark.check_encoder(steps['masked']) < 1e-4
+    steps['masked'].mask = torch.zeros_like(steps['masked'].mask)
+    grads = []
+    for step in steps.values():
+        with step.prepared():
+            step.run()
+        params = step.model.backbone.parameters()
+        grads.append(torch.cat([param.grad.flatten() for param in params]))
+    assert grads[0].norm() > 1e-3
+    assert (grads[0] - grads[1]).norm() < 1e-4 * grads[0].norm()
+
+
+@pytest.mark.parametrize('base, model', ENCODERS)
+def test_encoder__full_reads_what_masked_does_not(benchmark, write_config, base, model):
+    steps = encoder_steps(benchmark, write_config(base, model))
+    hidden, shape = steps['masked'].mask, steps['masked'].encoded.shape[2:]
+    for dim, (cells, pixels) in enumerate(zip(hidden.shape[1:], shape), start=1):
+        hidden = hidden.repeat_interleave(pixels // cells, dim)
+    for name, step in steps.items():
+        loss = step.losses()['loss']
+        step.encoded.add_(hidden[:, None] * torch.randn_like(step.encoded))
+        assert (step.losses()['loss'] == loss) == (name == 'masked')
+
+
+def test_encoder__disagreement_is_not_reported(benchmark, write_config):
+    step = encoder_steps(benchmark, write_config('videomae_vit_base', VIT))['masked']
+    step.model.backbone.register_forward_hook(
+        lambda _, args, out: out * 1.01 if args[1] is None else out
+    )
+    with pytest.raises(RuntimeError, match='masked and full features differ by 0.00'):
+        benchmark.check_encoder(step)
+
+
+@pytest.mark.parametrize(
+    'data, generator, wanted',
+    [
+        ('k400_clips_224', 'TubeMask', (16, 224)),
+        ('synthetic_clips', 'TubeMask', (16, 96)),
+        ('k400_pairs_224', 'RandomPatchMask', (1, 224)),
+        ('synthetic_pairs', 'RandomPatchMask', (1, 160)),
+    ],
+)
+def test_encoder__inputs_are_those_of_training(benchmark, root, data, generator, wanted):
+    path = root / f'configs/_base_/datasets/{data}.py'
+    cfg = benchmark.Config.fromfile(path)
+    model = torch.nn.Module()
+    model.mask_generator = getattr(masking, generator)()
+    args = encoder_args(path, size=None)
+    assert benchmark.input_size(args, cfg, model) == wanted
+    args.size = 32
+    assert benchmark.input_size(args, cfg, model) == (wanted[0], 32)
+    args.num_frames = 4
+    if generator == 'TubeMask':
+        assert benchmark.input_size(args, cfg, model) == (4, 32)
+    else:
+        with pytest.raises(ValueError, match='--num-frames is for encoders of clips'):
+            benchmark.input_size(args, cfg, model)
+    args = encoder_args(path, size=None)
+    with pytest.raises(ValueError, match='is needed: the pipeline of .* does not tell it'):
+        benchmark.input_size(args, benchmark.Config(), model)
+
+
+def test_step__names_encoder_where_it_does_not_apply(benchmark, write_config):
+    config = write_config('videomae_vit_base', VIT)
+    with pytest.raises(ValueError, match='VideoMAE has none: run `encoder`'):
+        benchmark.steps_of(encoder_args(config))
+
+
+@pytest.mark.parametrize('steps_of', ['steps_of', 'encoder_steps_of'])
+def test_steps__need_a_config_of_pretraining(benchmark, steps_of):
+    args = encoder_args('synthetic-dino_videomac-convnextv2-atto')
+    with pytest.raises(ValueError, match='of pre-training, got .* LabelPropagator'):
+        getattr(benchmark, steps_of)(args)
 
 
 def test_data__reports_both_pipelines(tmp_path, root, write_config):
@@ -130,7 +266,7 @@ def test_propagation__disagreement_is_not_reported(benchmark, monkeypatch):
 def steps_of(benchmark: ModuleType, config: Path) -> dict:
     cfg = benchmark.Config.fromfile(config)
     device = torch.device('cpu')
-    models = {name: benchmark.build_model(cfg, name, device) for name in VARIANTS}
+    models = {name: benchmark.build_variant(cfg, name, device) for name in VARIANTS}
     return {name: benchmark.Step(model, name, 2, 64) for name, model in models.items()}
 
 

@@ -1,6 +1,7 @@
 """Measure what this package is for: pre-training steps, and frame pairs out of videos.
 
     python tools/benchmark.py step --config CONFIG     time and memory of a step, three ways
+    python tools/benchmark.py encoder --config CONFIG  time and memory of an encoder, two ways
     python tools/benchmark.py data --config CONFIG     frame pairs per second, two ways
     python tools/benchmark.py propagation              labels of a frame, two ways
 
@@ -16,7 +17,7 @@ import multiprocessing
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -34,13 +35,15 @@ from mmengine.runner import Runner
 from mmengine.utils.dl_utils import set_multi_processing
 from torch import Tensor, nn
 
+from videomac_mm.models import SparseConvNeXt, SparseResNet, VideoMAC, VideoVisionTransformer
 from videomac_mm.models.propagation import ContextFrames, Window, propagate_densely
 from videomac_mm.registry import DATASETS, MODELS
 from videomac_mm.sparse.masked_dense import masked_dense
 
 CONFIGS = Path(__file__).resolve().parent.parent / 'configs'
 VARIANTS = ('sparse', 'masked_dense', 'mmpretrain_sparse')
-TOLERANCE = 1e-4  # of losses, relative, and of labels, in float32
+ENCODER_VARIANTS = ('masked', 'full')
+TOLERANCE = 1e-4  # of losses and features, relative, and of labels, in float32
 FORMS = dict(
     dino=dict(
         context=dict(num_frames=7),
@@ -59,9 +62,9 @@ FORMS = dict(
 )
 
 STEP_HELP = """\
-A step is `model.loss(inputs, mask=mask)`, its sum and the backward pass: the online network
-forward and backward, the target forward. Optimiser and EMA are timed apart. Inputs are
-random; all variants get the same ones, and the same masks.
+For configs of VideoMAC. A step is `model.loss(inputs, mask=mask)`, its sum and the backward
+pass: the online network forward and backward, the target forward. Optimiser and EMA are timed
+apart. Inputs are random; all variants get the same ones, and the same masks.
 
 sparse             the model of the config
 masked_dense       the same weights computed at every site, hidden sites zeroed where a layer
@@ -73,6 +76,18 @@ Memory is the growth of the peak during one step, the new gradients included. On
 torch's allocator. On CPU: of the resident set (VmHWM after the step less VmRSS right before it,
 /proc/self/status), each variant in a fresh process of its own, after a tiny step that loads
 the libraries.
+"""
+
+ENCODER_HELP = """\
+For all configs of pre-training. A step is the backbone alone, forward and backward, in training
+mode; the loss is the mean magnitude of its features. Inputs are random clips, or frames where
+the encoder takes frames (VideoMAC); the config's mask generator draws the mask.
+
+masked             backbone(x, mask): only what is visible is computed
+full               backbone(x): the same network on everything; with a mask that hides nothing,
+                   the features of `masked` must agree with it, or nothing is reported
+
+Memory as in `step`.
 """
 
 DATA_HELP = """\
@@ -103,11 +118,12 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     commands = parser.add_subparsers(dest='command', required=True)
     step = commands.add_parser('step', description=STEP_HELP, formatter_class=raw)
+    encoder = commands.add_parser('encoder', description=ENCODER_HELP, formatter_class=raw)
     data = commands.add_parser('data', description=DATA_HELP, formatter_class=raw)
     propagation = commands.add_parser(
         'propagation', description=PROPAGATION_HELP, formatter_class=raw
     )
-    for command in (step, data):
+    for command in (step, encoder, data):
         command.add_argument(
             '--config', required=True, help='config file, or the name of one below configs/'
         )
@@ -117,15 +133,18 @@ def parse_args() -> argparse.Namespace:
     propagation.add_argument('--channels', type=positive, default=384)
     propagation.add_argument('--radius', type=positive, default=12, help='cells')
     propagation.add_argument('--forms', nargs='+', choices=list(FORMS), default=list(FORMS))
-    for command in (step, data, propagation):
+    for command in (step, encoder, data, propagation):
         command.add_argument('--threads', type=positive, help="torch's threads, default: its own")
         command.add_argument('--json', type=Path, help='file for the results')
         command.add_argument(
             '--cfg-options', nargs='+', action=DictAction, help='overrides as key=value'
         )
     step.add_argument('--size', type=positive, default=224, help='pixels')
-    step.add_argument('--amp', action='store_true', help='float16 on GPU, bfloat16 on CPU')
-    for command in (step, propagation):
+    encoder.add_argument('--size', type=positive, help="pixels, default: the config's Resize")
+    encoder.add_argument('--num-frames', type=positive, help="default: the config's clip_len")
+    for command in (step, encoder):
+        command.add_argument('--amp', action='store_true', help='float16 on GPU, bfloat16 on CPU')
+    for command in (step, encoder, propagation):
         command.add_argument('--repeats', type=positive, default=5)
         command.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     data.add_argument('--data-root', help="the data set's folder, in place of the config's")
@@ -214,12 +233,28 @@ def text(value: float | None, unit: str = '') -> str:
 # ------------------------------------------------------------------------------- step
 
 
-def build_model(cfg: Config, variant: str, device: torch.device) -> nn.Module | None:
-    """The model of a config with one of the three backbones; None if there is no such one."""
+def build_model(cfg: Config) -> nn.Module:
+    """The initialised model of a config of pre-training."""
     torch.manual_seed(0)
     # Where a runner puts the preprocessor; it has no part in a step here.
-    model = MODELS.build(dict(data_preprocessor=cfg.get('data_preprocessor'), **cfg.model))
+    model = MODELS.build({'data_preprocessor': cfg.get('data_preprocessor'), **cfg.model})
+    if not hasattr(model, 'mask_generator'):
+        raise ValueError(
+            f'expected a config of pre-training, got one whose model is {type(model).__name__}, '
+            'which draws no masks'
+        )
     model.init_weights()
+    return model
+
+
+def build_variant(cfg: Config, variant: str, device: torch.device) -> nn.Module | None:
+    """The model of a config with one of the three backbones; None if there is no such one."""
+    model = build_model(cfg)
+    if not isinstance(model, VideoMAC):
+        raise ValueError(
+            'step compares the ConvNets of VideoMAC with their masked-dense forms; '
+            f'{type(model).__name__} has none: run `encoder` with this config'
+        )
     if variant == 'mmpretrain_sparse':
         backbone = mmpretrain_counterpart(model.backbone)
         if backbone is None:
@@ -233,8 +268,6 @@ def build_model(cfg: Config, variant: str, device: torch.device) -> nn.Module | 
 
 def mmpretrain_counterpart(backbone: nn.Module) -> nn.Module | None:
     """mmpretrain's own sparse network that is closest, with the same weights where they fit."""
-    from videomac_mm.models import SparseConvNeXt, SparseResNet
-
     if isinstance(backbone, SparseConvNeXt):
         block = backbone.stages[0][0]
         cfg = dict(
@@ -307,21 +340,29 @@ class Step:
     """The pre-training step of one variant on one batch.
 
     Args:
-        model: as `build_model` returns it.
+        model: as `build_variant` returns it.
         variant: one of `VARIANTS`.
-        batch_size, size: of the inputs, in pairs and pixels.
+        batch_size, num_frames, size: of the inputs: clips, frames of each, pixels.
         amp: compute under autocast.
     """
 
     def __init__(
-        self, model: nn.Module, variant: str, batch_size: int, size: int, amp: bool = False
+        self,
+        model: nn.Module,
+        variant: str,
+        batch_size: int,
+        size: int,
+        amp: bool = False,
+        num_frames: int = 2,
     ) -> None:
         generator = torch.Generator().manual_seed(0)
-        inputs = torch.randn(batch_size, 1, 3, 2, size, size, generator=generator)
-        mask = model.mask_generator(inputs[:, 0, :, 0], generator)
+        inputs = torch.randn(batch_size, 1, 3, num_frames, size, size, generator=generator)
         self.device = next(model.parameters()).device
         self.model, self.variant, self.amp = model, variant, amp
-        self.inputs, self.mask = inputs.to(self.device), mask.to(self.device)
+        self.inputs = inputs.to(self.device)
+        # What the encoder gets: clips, or the first frame of each.
+        self.encoded = self.inputs[:, 0] if tubelet_size(model) else self.inputs[:, 0, :, 0]
+        self.mask = model.mask_generator(self.encoded, generator)
 
     def prepared(self) -> AbstractContextManager:
         """Around the whole step: as masked-dense, backward must run inside too."""
@@ -332,9 +373,12 @@ class Step:
     def run(self) -> dict[str, Tensor]:
         dtype = torch.float16 if self.device.type == 'cuda' else torch.bfloat16
         with torch.autocast(self.device.type, dtype, enabled=self.amp):
-            losses = self.model.loss(self.inputs, mask=self.mask)
+            losses = self.forward()
         sum(losses.values()).backward()
         return losses
+
+    def forward(self) -> dict[str, Tensor]:
+        return self.model.loss(self.inputs, mask=self.mask)
 
     def milliseconds(self) -> float:
         with self.prepared():
@@ -355,6 +399,21 @@ class Step:
             before = reset_peak(self.device)
             self.run()
             return (peak(self.device) - before) / 2**20
+
+    def tiny(self) -> 'Step':
+        """The same on inputs that are as small as they can be."""
+        generator = self.model.mask_generator
+        shares = generator.mask_ratio, 1 - generator.mask_ratio
+        # the smallest grid with a visible and a hidden patch
+        side = next(n for n in itertools.count(2) if all(int(n * n * share) for share in shares))
+        num_frames = tubelet_size(self.model) or self.inputs.shape[3]
+        size = side * generator.patch_size
+        return type(self)(self.model, self.variant, 2, size, self.amp, num_frames)
+
+
+def tubelet_size(model: nn.Module) -> int | None:
+    """Frames of a token; None if the encoder takes single frames."""
+    return getattr(model.mask_generator, 'tubelet_size', None)
 
 
 def milliseconds(action: Callable, device: torch.device) -> float:
@@ -405,15 +464,27 @@ def resident_memory(field: str) -> int:
     raise RuntimeError(f'/proc/self/status has no {field}: memory on CPU is measured on Linux')
 
 
-def peak_mb_of(args: argparse.Namespace, variant: str) -> float:
+def measure(
+    args: argparse.Namespace, steps: dict[str, Step], steps_of: Callable
+) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Samples of the times, in ms, and the peaks of the memory, in MiB, of all variants.
+
+    Args:
+        args: as given by the user.
+        steps: by variant.
+        steps_of: makes them, ``steps_of(args, variants)``, in a fresh process.
+    """
+    samples = in_turns({name: step.milliseconds for name, step in steps.items()}, args.repeats)
+    if args.device.startswith('cuda'):
+        return samples, {name: step.peak_mb() for name, step in steps.items()}
+    return samples, {name: in_new_process(peak_mb_of, args, name, steps_of) for name in steps}
+
+
+def peak_mb_of(args: argparse.Namespace, variant: str, steps_of: Callable) -> float:
     """Build a variant, run a tiny step, and measure a full one."""
-    model = build_model(load_config(args), variant, torch.device(args.device))
-    generator = model.mask_generator
-    # the smallest grid with a visible and a hidden patch
-    side = next(n for n in itertools.count(2) if int(n * n * (1 - generator.mask_ratio)))
-    tiny = Step(model, variant, 2, side * generator.patch_size, args.amp)
-    tiny.milliseconds()
-    return Step(model, variant, args.batch_size, args.size, args.amp).peak_mb()
+    (step,) = steps_of(args, [variant]).values()
+    step.tiny().milliseconds()
+    return step.peak_mb()
 
 
 def check_agreement(steps: dict[str, Step]) -> dict[str, dict[str, float]]:
@@ -444,32 +515,30 @@ def optimizer_clocks(cfg: Config, step: Step) -> dict[str, Callable[[], float]]:
     )
 
 
-def benchmark_step(args: argparse.Namespace) -> dict:
-    device = torch.device(args.device)
-    cfg = load_config(args)
-    models = {variant: build_model(cfg, variant, device) for variant in VARIANTS}
-    steps = {
+def steps_of(args: argparse.Namespace, variants: Sequence[str] = VARIANTS) -> dict[str, Step]:
+    """The steps of those variants that there are."""
+    cfg, device = load_config(args), torch.device(args.device)
+    models = {variant: build_variant(cfg, variant, device) for variant in variants}
+    return {
         variant: Step(model, variant, args.batch_size, args.size, args.amp)
         for variant, model in models.items()
         if model is not None
     }
+
+
+def benchmark_step(args: argparse.Namespace) -> dict:
+    device = torch.device(args.device)
+    cfg = load_config(args)
+    steps = steps_of(args)
     losses = check_agreement(steps)
-    samples = in_turns({name: step.milliseconds for name, step in steps.items()}, args.repeats)
-    if device.type == 'cuda':
-        peaks = {variant: step.peak_mb() for variant, step in steps.items()}
-    else:
-        peaks = {variant: in_new_process(peak_mb_of, args, variant) for variant in steps}
+    samples, peaks = measure(args, steps, steps_of)
     samples |= in_turns(optimizer_clocks(cfg, steps['sparse']), args.repeats)
 
     times = {name: median(values) for name, values in samples.items()}
-    base = times['sparse']
+    base, counterpart = times['sparse'], steps.get('mmpretrain_sparse')
     return dict(
         **describe(args, device),
-        batch_size=args.batch_size,
-        size=args.size,
-        amp=args.amp,
-        repeats=args.repeats,
-        visible=f'{int((~steps["sparse"].mask[0]).sum())} of {steps["sparse"].mask[0].numel()}',
+        **describe_step(args, steps['sparse']),
         **{f'{variant}_ms': times.get(variant) for variant in VARIANTS},
         speedup=ratio(times['masked_dense'], base),
         speedup_over_mmpretrain=ratio(times.get('mmpretrain_sparse'), base),
@@ -477,22 +546,163 @@ def benchmark_step(args: argparse.Namespace) -> dict:
         ema_ms=times['ema'],
         **{f'{variant}_peak_mb': peaks.get(variant) for variant in VARIANTS},
         losses=losses,
-        mmpretrain_note=counterpart_note(models['mmpretrain_sparse'], models['sparse'].backbone),
+        mmpretrain_note=counterpart_note(
+            counterpart and counterpart.model, steps['sparse'].model.backbone
+        ),
         samples_ms=samples,
+    )
+
+
+def describe_step(args: argparse.Namespace, step: Step) -> dict:
+    """What all variants were given."""
+    visible = ~step.mask[0]
+    return dict(
+        batch_size=args.batch_size,
+        num_frames=step.inputs.shape[3],
+        size=step.inputs.shape[5],
+        amp=args.amp,
+        repeats=args.repeats,
+        visible=f'{int(visible.sum())} of {visible.numel()}',
+        visible_share=visible.float().mean().item(),
     )
 
 
 def print_step(report: dict) -> None:
     print(f'{report["config"]}: batch {report["batch_size"]}, {report["size"]} pixels, ', end='')
     print(f'{report["visible"]} patches visible, {report["device"]}, {report["threads"]} threads')
-    print(f'{"":18}{"ms":>10}{"to sparse":>11}{"peak MiB":>10}')
-    for variant in VARIANTS:
-        value, memory = report[f'{variant}_ms'], report[f'{variant}_peak_mb']
-        share = text(ratio(value, report['sparse_ms']), 'x')
-        print(f'{variant:18}{text(value):>10}{share:>11}{text(memory):>10}')
+    print_variants(report, VARIANTS)
     for name in ('optimizer', 'ema'):
         print(f'{name:18}{text(report[f"{name}_ms"]):>10}')
     print(report['mmpretrain_note'])
+
+
+def print_variants(report: dict, variants: Sequence[str]) -> None:
+    """A table of all variants, their times also as multiples of the first one's."""
+    print(f'{"":18}{"ms":>10}{f"to {variants[0]}":>11}{"peak MiB":>10}')
+    for variant in variants:
+        value, memory = report[f'{variant}_ms'], report[f'{variant}_peak_mb']
+        share = text(ratio(value, report[f'{variants[0]}_ms']), 'x')
+        print(f'{variant:18}{text(value):>10}{share:>11}{text(memory):>10}')
+
+
+# ---------------------------------------------------------------------------- encoder
+
+
+class EncoderStep(Step):
+    """The part of the online encoder in a step, or the same encoder on everything.
+
+    Args:
+        variant: one of `ENCODER_VARIANTS`.
+        model, batch_size, size, amp, num_frames: as `Step`.
+    """
+
+    def forward(self) -> dict[str, Tensor]:
+        outs = self.features(self.mask if self.variant == 'masked' else None)
+        # The plain mean is a constant behind a norm: nothing would flow back.
+        return dict(loss=sum(out.abs().mean() for out in outs))
+
+    def features(self, mask: Tensor | None) -> list[Tensor]:
+        """Outputs of the encoder, each (B, N, C)."""
+        outs = self.model.backbone(self.encoded, mask)
+        outs = outs if isinstance(outs, tuple) else (outs,)
+        return [out if out.ndim == 3 else out.flatten(2).transpose(1, 2) for out in outs]
+
+
+def encoder_steps_of(
+    args: argparse.Namespace, variants: Sequence[str] = ENCODER_VARIANTS
+) -> dict[str, EncoderStep]:
+    """The steps of one encoder."""
+    cfg = load_config(args)
+    model = build_model(cfg).to(args.device).train()
+    if isinstance(model.backbone, VideoVisionTransformer):
+        model.backbone.return_feat_map = True  # all tokens: without a mask it gives one of them
+    num_frames, size = input_size(args, cfg, model)
+    return {
+        variant: EncoderStep(model, variant, args.batch_size, size, args.amp, num_frames)
+        for variant in variants
+    }
+
+
+def input_size(args: argparse.Namespace, cfg: Config, model: nn.Module) -> tuple[int, int]:
+    """Frames and pixels of the encoder's inputs: those asked for, else those of training."""
+    pipeline = cfg.get('train_dataloader', {}).get('dataset', {}).get('pipeline', [])
+    trained = clip_size(pipeline)
+    num_frames, size = args.num_frames or trained['num_frames'], args.size or trained['size']
+    if tubelet_size(model) is None:
+        if args.num_frames is not None:
+            raise ValueError(
+                f'--num-frames is for encoders of clips, {type(model).__name__} has one of frames'
+            )
+        num_frames = 1
+    for option, value in (('--num-frames', num_frames), ('--size', size)):
+        if value is None:
+            raise ValueError(f'{option} is needed: the pipeline of {args.config} does not tell it')
+    return num_frames, size
+
+
+def clip_size(pipeline: list[dict]) -> dict[str, int | None]:
+    """Frames and pixels of the (square) clips of a pipeline; None for what it does not tell."""
+    found = dict(num_frames=None, size=None)
+    for step in pipeline:
+        if 'transforms' in step:
+            found |= {k: v for k, v in clip_size(step['transforms']).items() if v}
+        if 'clip_len' in step:
+            found['num_frames'] = step['clip_len']
+        if step['type'].endswith('Resize') and not step.get('keep_ratio', True):
+            width, height = step['scale']
+            found['size'] = width if width == height else None
+    return found
+
+
+def check_encoder(step: EncoderStep) -> float:
+    """How far masked and full features lie apart where nothing is hidden.
+
+    Returns:
+        The largest difference, as a share of the largest feature.
+
+    Raises:
+        RuntimeError: if it is too large.
+    """
+    ways = []
+    for mask in (torch.zeros_like(step.mask), None):
+        torch.manual_seed(0)  # for drop path
+        with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            ways.append(step.features(mask))
+    shares = [(got - wanted).abs().max() / wanted.abs().max() for got, wanted in zip(*ways)]
+    difference = torch.stack(shares).max().item()
+    if not difference <= TOLERANCE:  # NaN must not pass
+        raise RuntimeError(
+            'nothing to report: with nothing hidden, masked and full features differ by '
+            f'{difference} of the largest one, more than {TOLERANCE}'
+        )
+    return difference
+
+
+def benchmark_encoder(args: argparse.Namespace) -> dict:
+    steps = encoder_steps_of(args)
+    masked = steps['masked']
+    difference = check_encoder(masked)
+    samples, peaks = measure(args, steps, encoder_steps_of)
+    times = {name: median(values) for name, values in samples.items()}
+    return dict(
+        **describe(args, masked.device),
+        encoder=type(masked.model.backbone).__name__,
+        **describe_step(args, masked),
+        **{f'{variant}_ms': times[variant] for variant in ENCODER_VARIANTS},
+        speedup=ratio(times['full'], times['masked']),
+        **{f'{variant}_peak_mb': peaks[variant] for variant in ENCODER_VARIANTS},
+        memory_share=ratio(peaks['masked'], peaks['full']),
+        largest_difference=difference,
+        samples_ms=samples,
+    )
+
+
+def print_encoder(report: dict) -> None:
+    print(f'{report["config"]}: {report["encoder"]}, batch {report["batch_size"]}, ', end='')
+    print(f'{report["num_frames"]} x {report["size"]} x {report["size"]}, ', end='')
+    print(f'{report["visible"]} patches visible ({report["visible_share"]:.1%}), ', end='')
+    print(f'{report["device"]}, {report["threads"]} threads')
+    print_variants(report, ENCODER_VARIANTS)
 
 
 # ------------------------------------------------------------------------------- data
@@ -792,6 +1002,7 @@ def print_propagation(report: dict) -> None:
 
 COMMANDS = dict(
     step=(benchmark_step, print_step),
+    encoder=(benchmark_encoder, print_encoder),
     data=(benchmark_data, print_data),
     propagation=(benchmark_propagation, print_propagation),
 )
