@@ -1,4 +1,4 @@
-"""Weights in the layout of the official VideoMAC code, made here, and the way back."""
+"""Weights in the layouts of the official VideoMAC and VideoMAE code, made here, and back."""
 
 import argparse
 import os
@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from mmengine.runner import load_checkpoint
 from torch import Tensor
 
+from tests.test_models import test_videomae
 from videomac_mm.models import SparseResNet, VideoMAC
 from videomac_mm.models.backbones.sparse_resnet import SparseBasicBlock, SparseBottleneck
-from videomac_mm.weights import from_videomac
+from videomac_mm.weights import from_videomac, from_videomae
 
 CHANNELS = [4, 6, 8, 10]
 # (pattern of our name, the official name); the first that matches whole is taken.
@@ -128,9 +129,9 @@ def build(name: str) -> VideoMAC:
 def run_tool(root, monkeypatch, capsys) -> Callable[..., str]:
     """Run the tool in this process, which spares the imports; returns what it prints."""
 
-    def run(src: Path, dst: Path) -> str:
+    def run(src: Path, dst: Path, *options: str) -> str:
         tool = str(root / 'tools/convert_weights.py')
-        monkeypatch.setattr(sys, 'argv', [tool, str(src), str(dst)])
+        monkeypatch.setattr(sys, 'argv', [tool, str(src), str(dst), *options])
         runpy.run_path(tool, run_name='__main__')
         return capsys.readouterr().out
 
@@ -239,3 +240,84 @@ def test_tool__lists_keys_of_other_code(tmp_path, run_tool):
     torch.save({'features.0.weight': torch.ones(1)}, tmp_path / 'bad.pth')
     with pytest.raises(KeyError, match='features.0.weight'):
         run_tool(tmp_path / 'bad.pth', tmp_path / 'ours.pth')
+
+
+# ------------------------------------------------------------------- VideoMAE
+
+# Parts of our names and what they are in the official ones, one after the other.
+VIDEOMAE_NAMES = [
+    ('backbone.', 'encoder.'),
+    ('neck.decoders.0.mask_token', 'mask_token'),
+    ('neck.decoders.0.proj.', 'encoder_to_decoder.'),
+    ('neck.decoders.0.preds.0.', 'decoder.head.'),
+    ('neck.decoders.0.', 'decoder.'),
+    ('patch_embed.projection.', 'patch_embed.proj.'),
+    ('mlp.layers.0.0.', 'mlp.fc1.'),
+    ('mlp.layers.1.', 'mlp.fc2.'),
+]
+
+
+def to_official_videomae(state_dict: dict) -> dict:
+    """The inverse of `from_videomae`; the official code saves no positions."""
+    official = {}
+    for name, value in state_dict.items():
+        if not name.endswith('pos_embed'):
+            for ours, theirs in VIDEOMAE_NAMES:
+                name = name.replace(ours, theirs)
+            official[name] = value
+    return official
+
+
+def test_from_videomae__round_trip_is_exact():
+    wanted = test_videomae.build().state_dict()
+    official = to_official_videomae(wanted)
+    assert len(official) == len(wanted) - 1
+    assert {name.split('.')[0] for name in official} == {
+        *('encoder', 'decoder', 'encoder_to_decoder', 'mask_token')
+    }
+    converted = from_videomae(official)
+    assert set(converted) == set(wanted) - {'backbone.pos_embed'}
+    for key, value in converted.items():
+        assert torch.equal(value, wanted[key]), key
+
+
+def test_from_videomae__unknown_keys_are_listed():
+    official = to_official_videomae(test_videomae.build().state_dict())
+    official['head.weight'] = official['encoder.fc_norm.weight'] = torch.ones(1)
+    with pytest.raises(KeyError, match="VideoMAE.*'head.weight', 'encoder.fc_norm.weight'"):
+        from_videomae(official)
+
+
+def test_tool__converts_a_checkpoint_of_videomae(tmp_path, run_tool):
+    model = test_videomae.build()
+    weights = model.state_dict()
+    checkpoint = dict(
+        model={f'module.{key}': value for key, value in to_official_videomae(weights).items()},
+        epoch=799,
+        args=argparse.Namespace(model='pretrain_videomae_base_patch16_224'),
+    )
+    torch.save(checkpoint, tmp_path / 'official.pth')
+    printed = run_tool(tmp_path / 'official.pth', tmp_path / 'ours.pth', '--source', 'videomae')
+    assert re.search(rf'backbone\s+{len(model.backbone.state_dict()) - 1} tensors', printed)
+    assert re.search(rf'neck\s+{len(model.neck.state_dict())} tensors', printed)
+    assert re.search(r'target\s+0 tensors', printed)
+
+    loaded = torch.load(tmp_path / 'ours.pth', weights_only=True)
+    assert loaded['meta']['epoch'] == 800 and loaded['meta']['source'] == 'videomae'
+    other = test_videomae.build()
+    missing, unexpected = other.load_state_dict(loaded['state_dict'], strict=False)
+    assert (missing, unexpected) == (['backbone.pos_embed'], [])
+    for key, value in weights.items():
+        assert torch.equal(other.state_dict()[key], value), key
+
+
+@pytest.mark.parametrize('source', ['videomac', 'videomae'])
+def test_tool__refuses_weights_of_the_other_code(source, tmp_path, run_tool):
+    if source == 'videomac':
+        weights = to_official_videomae(test_videomae.build().state_dict())
+    else:
+        weights = to_official(build('convnext-v2').state_dict())
+    torch.save(dict(model=weights), tmp_path / 'official.pth')
+    with pytest.raises(KeyError, match=rf'(?i)not weights of the official {source} code'):
+        run_tool(tmp_path / 'official.pth', tmp_path / 'ours.pth', '--source', source)
+    assert not (tmp_path / 'ours.pth').exists()

@@ -43,7 +43,8 @@ _VIDEOMAE_NAMES: list[tuple[str, str]] = [
         for part, name in (
             (r'blocks\.(\d+)\.mlp\.fc1\.(\w+)', r'blocks.\1.mlp.layers.0.0.\2'),
             (r'blocks\.(\d+)\.mlp\.fc2\.(\w+)', r'blocks.\1.mlp.layers.1.\2'),
-            (r'(blocks\.\d+\.(?:norm\d|attn)\..+|norm\.\w+)', r'\1'),
+            (r'(blocks\.\d+\.norm\d\.\w+|norm\.\w+)', r'\1'),
+            (r'(blocks\.\d+\.attn\.(?:[qv]_bias|qkv\.weight|proj\.\w+))', r'\1'),
         )
     ),
 ]

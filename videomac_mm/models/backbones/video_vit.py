@@ -28,7 +28,8 @@ class FusedAttention(Attention):
 
 
 class FusedBlock(Block):
-    """mmaction2's block with `FusedAttention`; arguments and weights are the same."""
+    """mmaction2's block with `FusedAttention`: same arguments (the later ones by keyword)
+    and weights."""
 
     def __init__(
         self,

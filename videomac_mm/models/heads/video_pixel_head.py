@@ -130,12 +130,12 @@ class VideoPixelHead(BaseModule):
                 masked = cubes.masked_fill(mask.flatten(1)[..., None, None], 0.5)
                 pictures['original'] = clips
                 pictures['masked'] = self._join(masked, grid)
-                pictures['predicted'] = self._join(pasted, grid).clamp(0, 1)
+                pictures['predicted'] = self._join(pasted, grid)
             else:
                 grey = 0.0 if self.motion_abs else 0.5
-                pictures['motion'] = (self._join(cubes, grid) + grey).clamp(0, 1)
-                pictures['predicted_motion'] = (self._join(pasted, grid) + grey).clamp(0, 1)
-        return pictures
+                pictures['motion'] = self._join(cubes, grid) + grey
+                pictures['predicted_motion'] = self._join(pasted, grid) + grey
+        return {name: picture.clamp(0, 1) for name, picture in pictures.items()}
 
     def _cubes(self, clips: Tensor, name: str) -> Tensor:
         """(B, C, T, H, W) -> (B, N, frames * p * p, C), the tubelets of a target."""

@@ -45,6 +45,7 @@ class CMAEV(VideoMAE):
         self.projector = MODELS.build(projector)
         self.contrast_head = MODELS.build(contrast_head)
         self.target = TargetNetwork(backbone=self.backbone, projector=self.projector)
+        self.train()
 
     def init_weights(self) -> None:
         """Initialise the online network, and the target as its copy."""
@@ -98,7 +99,7 @@ class CMAEV(VideoMAE):
         Returns:
             As `VideoMAE`, (B, C, T, H, W).
         """
-        return super().reconstruct(inputs[:, :1], mask)
+        return super().reconstruct(inputs[:, :1] if inputs.ndim == 6 else inputs, mask)
 
     def _pair(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         if inputs.ndim != 6 or inputs.shape[1] != 2:

@@ -1,0 +1,142 @@
+"""Masks of clips, and the tokens that they leave; masks of frames are in test_videomac.py."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.masks import random_mask
+from videomac_mm.models import RandomTubeletMask, TubeMask
+from videomac_mm.models.masking import pick, pick_shared, token_indices
+
+KINDS = [TubeMask, RandomTubeletMask]
+
+
+def clips(num: int, frames: int = 16, height: int = 224, width: int = 224) -> Tensor:
+    return torch.empty(1, 1, 1, 1, 1).expand(num, 3, frames, height, width)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('ratio, hidden', [(0.9, 176), (0.95, 186), (0.75, 147), (0.5, 98)])
+def test_mask__hides_as_many_in_every_slot_and_rounds_as_the_paper(kind, ratio, hidden):
+    mask = kind(mask_ratio=ratio)(clips(3))
+    assert mask.shape == (3, 8, 14, 14) and mask.dtype == torch.bool
+    assert (mask.sum((2, 3)) == hidden).all()
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('ratio', [0.03, 0.29, 0.58, 0.93])
+def test_mask__of_other_sizes_follows_the_ratio(kind, ratio):
+    mask = kind(patch_size=8, tubelet_size=3, mask_ratio=ratio)(clips(2, 15, 48, 80))
+    assert mask.shape == (2, 5, 6, 10)
+    assert (mask.sum((2, 3)) == int(60 * ratio)).all()
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_mask__samples_differ_and_all_patches_have_their_turn(kind):
+    mask = kind()(clips(256, frames=4))
+    assert len({tuple(row.tolist()) for row in mask.flatten(1)}) == 256
+    shares = mask.float().mean(0)  # of 256 draws with a probability of 176 / 196
+    assert shares.min() > 0.8 and shares.max() < 0.98
+
+
+def test_tube_mask__is_the_same_in_all_slots():
+    mask = TubeMask()(clips(4))
+    assert (mask == mask[:, :1]).all()
+
+
+def test_random_tubelet_mask__differs_from_slot_to_slot():
+    mask = RandomTubeletMask()(clips(4))
+    assert len({tuple(row.tolist()) for row in mask.flatten(0, 1).flatten(1)}) == 4 * 8
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_mask__is_reproducible_from_a_generator(kind):
+    draw = kind()
+    first, second = (draw(clips(3), torch.Generator().manual_seed(7)) for _ in range(2))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, draw(clips(3), torch.Generator().manual_seed(8)))
+    state = torch.get_rng_state()
+    draw(clips(3), torch.Generator())
+    assert torch.equal(state, torch.get_rng_state())
+    draw(clips(3))  # now torch's own
+    assert not torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_grid__of_frames_and_pixels(kind):
+    assert kind(8, 4).grid((8, 32, 48)) == (2, 4, 6)
+    assert kind(8, 1).grid((1, 8, 8)) == (1, 1, 1)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_bad_arguments_and_sizes__are_named(kind):
+    with pytest.raises(ValueError, match=r'mask_ratio must lie inside \(0, 1\), got 1.0'):
+        kind(mask_ratio=1.0)
+    with pytest.raises(ValueError, match='patch_size must be at least 1 pixel, got 0'):
+        kind(patch_size=0)
+    with pytest.raises(ValueError, match='tubelet_size must be at least 1 frame, got 0'):
+        kind(tubelet_size=0)
+    with pytest.raises(ValueError, match='15 frames are not divisible by tubelets of 2'):
+        kind()(clips(1, frames=15))
+    with pytest.raises(ValueError, match='224x220 is not divisible by the mask patches of 16'):
+        kind()(clips(1, width=220))
+    with pytest.raises(ValueError, match='mask_ratio 0.2 leaves 4 of 4 patches visible'):
+        kind(mask_ratio=0.2)(clips(1, 2, 32, 32))
+
+
+def test_check__names_what_is_wrong():
+    draw, four = TubeMask(), clips(4, 4, 64, 32)
+    mask = random_mask(4, (2, 4, 2), 3)
+    assert torch.equal(draw.check(mask, four), mask)  # any mask with as much of every sample
+    with pytest.raises(TypeError, match='mask must be bool .*torch.uint8'):
+        draw.check(mask.byte(), four)
+    with pytest.raises(ValueError, match=r'shape \(4, 2, 4, 2\), got \(3, 2, 4, 2\)'):
+        draw.check(mask[1:], four)
+    with pytest.raises(ValueError, match=r'shape \(4, 2, 4, 2\), got \(4, 2, 2, 4\)'):
+        draw.check(mask.transpose(2, 3), four)
+    with pytest.raises(ValueError, match='hides no patch'):
+        draw.check(torch.zeros_like(mask), four)
+    with pytest.raises(ValueError, match='between 16 and 16 hidden of 16'):
+        draw.check(torch.ones_like(mask), four)
+    mask[0] = random_mask(1, (2, 4, 2), 4)[0]
+    with pytest.raises(ValueError, match='the same number.*between 12 and 13 hidden of 16'):
+        draw.check(mask, four)
+    with pytest.raises(ValueError, match='3 frames are not divisible by tubelets of 2'):
+        draw.check(mask, clips(4, 3, 64, 32))
+
+
+# --------------------------------------------------------------------- tokens
+
+
+@pytest.mark.parametrize('visible', [1, 7, 23, 24])
+def test_token_indices__part_the_tokens_in_their_order(visible):
+    mask = random_mask(3, (2, 3, 4), visible)
+    shown, hidden = token_indices(mask)
+    assert len(shown) == 3 * visible and len(hidden) == 3 * (24 - visible)
+    assert (shown.diff() > 0).all() and (hidden.diff() > 0).all()
+    assert torch.equal(torch.cat([shown, hidden]).sort()[0], torch.arange(72))
+    assert mask.flatten()[hidden].all() and not mask.flatten()[shown].any()
+
+
+def test_token_indices__takes_views():
+    mask = TubeMask(mask_ratio=0.5)(clips(2, 8, 64, 96))  # its slots share their memory
+    for got, want in zip(token_indices(mask), token_indices(mask.clone())):
+        assert torch.equal(got, want)
+
+
+def test_token_indices__unequal_or_empty_samples_are_refused():
+    mask = random_mask(2, (2, 3, 4), 7)
+    mask[1] = random_mask(1, (2, 3, 4), 5)
+    with pytest.raises(ValueError, match='the same number.*between 17 and 19 hidden of 24'):
+        token_indices(mask)
+    with pytest.raises(ValueError, match='show some.*between 24 and 24 hidden of 24'):
+        token_indices(torch.ones_like(mask))
+
+
+def test_pick__takes_what_boolean_indexing_takes():
+    mask = random_mask(3, (2, 3, 4), 7)
+    tokens, table = torch.randn(3, 24, 5), torch.randn(1, 24, 5)
+    for indices, chosen in zip(token_indices(mask), (~mask.flatten(1), mask.flatten(1))):
+        assert torch.equal(pick(tokens, indices), tokens[chosen].view(3, -1, 5))
+        shared = table.expand(3, -1, -1)[chosen].view(3, -1, 5)
+        assert torch.equal(pick_shared(table, indices, 3), shared)
