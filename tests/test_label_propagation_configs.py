@@ -39,10 +39,10 @@ NETS = {  # how the names of backbones begin
     'convvit': 'videomac_mm.ConvVisionTransformer',
 }
 PRETRAINED = {  # backbones, and what they were in pre-training
-    'video_vit_tiny_p16': 'videomae_vit_tiny',
-    'video_vit_small_p16': 'videomae_vit_small',
-    'video_vit_base_p16': 'cmae_v_vit_base',
-    'conv_vit_base_p16': 'cmae_v_convvit_base',
+    'video_vit_mini_p16': 'videomae/videomae_vit-mini-p16_videos-112',
+    'video_vit_small_p16': '_base_/models/videomae_vit_small',
+    'video_vit_base_p16': '_base_/models/cmae_v_vit_base',
+    'conv_vit_base_p16': '_base_/models/cmae_v_convvit_base',
 }
 METRICS = {'masks': 'DAVIS/J&F-Mean', 'parts': 'VIP/mIoU', 'keypoints': 'JHMDB/PCK@0.1'}
 FORMS = dict(DAVISDataset='masks', VIPDataset='parts', JHMDBDataset='keypoints')
@@ -111,23 +111,22 @@ def test_metafile_names_every_config():
 
 @pytest.mark.parametrize('name', PRETRAINED)
 def test_video_backbone__is_that_of_pretraining(name):
-    base = FOLDER.parent / '_base_'
-    here = Config.fromfile(base / 'backbones' / f'{name}.py').backbone
-    there = Config.fromfile(base / 'models' / f'{PRETRAINED[name]}.py').model.backbone
+    configs = FOLDER.parent
+    here = Config.fromfile(configs / '_base_' / 'backbones' / f'{name}.py').backbone
+    there = Config.fromfile(configs / f'{PRETRAINED[name]}.py').model.backbone
     assert here.pop('return_feat_map')
-    here.pop('img_size', None)  # positions are no weights
     there.pop('init_cfg')
     assert here == there
 
 
 @pytest.mark.parametrize('name', ['video_vit_base_p16', 'conv_vit_base_p16'])
 def test_video_backbone__takes_what_pretraining_leaves(name):
-    base = FOLDER.parent / '_base_'
-    pretraining = Config.fromfile(base / 'models' / f'{PRETRAINED[name]}.py').model
+    configs = FOLDER.parent
+    pretraining = Config.fromfile(configs / f'{PRETRAINED[name]}.py').model
     shrink_vit(pretraining)
     pretraining.data_preprocessor = dict(type='mmaction.ActionDataPreprocessor')
     pretraining = MODELS.build(pretraining).eval()
-    backbone = Config.fromfile(base / 'backbones' / f'{name}.py').backbone
+    backbone = Config.fromfile(configs / '_base_' / 'backbones' / f'{name}.py').backbone
     backbone.update(BACKBONES[backbone.type])
     model = MODELS.build(dict(type='videomac_mm.LabelPropagator', backbone=backbone))
     assert model.stride == 16

@@ -3,14 +3,14 @@ _base_ = '../default_runtime.py'
 optim_wrapper = dict(
     type='OptimWrapper',
     # Far above the paper's 1.5e-4 * batch / 256: a short run of a small network.
-    optimizer=dict(type='AdamW', lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05),
+    optimizer=dict(type='AdamW', lr=2e-3, betas=(0.9, 0.95), weight_decay=0.05, fused=True),
     paramwise_cfg=dict(flat_decay_mult=0.0, custom_keys=dict(mask_token=dict(decay_mult=0.0))),
 )
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-2, by_epoch=False, end=50),
-    dict(type='CosineAnnealingLR', by_epoch=False, begin=50, end=600),
+    dict(type='CosineAnnealingLR', by_epoch=False, begin=50, end=1000),
 ]
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=600)
-custom_hooks = [dict(type='videomac_mm.ReconstructionHook', interval=200)]
-default_hooks = dict(checkpoint=dict(by_epoch=False, interval=200, max_keep_ckpts=1))
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=1000)
+custom_hooks = [dict(type='videomac_mm.ReconstructionHook', interval=500)]
+default_hooks = dict(checkpoint=dict(by_epoch=False, interval=500, max_keep_ckpts=1))
 log_processor = dict(by_epoch=False)

@@ -114,9 +114,10 @@ class VideoPixelHead(BaseModule):
 
         Returns:
             ``original``, ``masked`` (hidden pixels are grey) and ``predicted`` for pixels;
-            ``motion`` and ``predicted_motion``, what happens next, signed differences around
-            grey. All (B, C, T, H, W) in [0, 1]. What was normalised takes mean and deviation
-            from the clip, since the network does not predict them.
+            ``motion`` and ``predicted_motion``, what changes to the next frame of the tubelet,
+            as bright as the strongest motion of the clip allows. All (B, C, T, H, W) in [0, 1].
+            What was normalised takes mean and deviation from the clip, since the network does
+            not predict them.
         """
         _, hidden = token_indices(mask)
         grid = mask.shape[1:]
@@ -132,9 +133,11 @@ class VideoPixelHead(BaseModule):
                 pictures['masked'] = self._join(masked, grid)
                 pictures['predicted'] = self._join(pasted, grid)
             else:
-                grey = 0.0 if self.motion_abs else 0.5
-                pictures['motion'] = self._join(cubes, grid) + grey
-                pictures['predicted_motion'] = self._join(pasted, grid) + grey
+                # Stretched, for most motion is faint; signed differences around grey.
+                most = cubes.abs().flatten(1).amax(1).clamp(min=1e-6).view(-1, 1, 1, 1, 1)
+                for key, value in (('motion', cubes), ('predicted_motion', pasted)):
+                    picture = self._join(value, grid) / most
+                    pictures[key] = picture if self.motion_abs else (picture + 1) / 2
         return {name: picture.clamp(0, 1) for name, picture in pictures.items()}
 
     def _cubes(self, clips: Tensor, name: str) -> Tensor:

@@ -1,6 +1,6 @@
 # Two CPU cores, a few minutes, no download: generated videos of moving shapes.
 _base_ = [
-    '../_base_/models/videomae_vit_tiny.py',
+    '../_base_/models/videomae_vit_mini.py',
     '../_base_/datasets/synthetic_clips.py',
     '../_base_/schedules/videomae_cpu.py',
 ]

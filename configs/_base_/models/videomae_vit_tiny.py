@@ -1,6 +1,0 @@
-# Not in the paper: small enough for two CPU cores.
-_base_ = './videomae_vit_base.py'
-model = dict(
-    backbone=dict(embed_dims=192, num_heads=3),
-    neck=dict(in_channels=192, embed_dims=96, num_heads=3),
-)
