@@ -232,13 +232,13 @@ def test_data__reports_both_pipelines(tmp_path, root, write_config):
     report = run(root, tmp_path, 'data', *args)
     assert report['num_videos'] == 3
     assert report['unusable'] == [str(videos / 'empty.mp4')]
-    assert report['pairs_per_s'] > 0 and report['mmaction_pairs_per_s'] > 0
+    assert report['clips_per_s'] > 0 and report['mmaction_clips_per_s'] > 0
     assert report['speedup'] == pytest.approx(
-        report['pairs_per_s'] / report['mmaction_pairs_per_s']
+        report['clips_per_s'] / report['mmaction_clips_per_s']
     )
     for workers in ('0', '1'):
         assert set(report['by_workers'][workers]) == {'ours', 'mmaction'}
-        assert len(report['samples_pairs_per_s'][workers]['ours']) == 2
+        assert len(report['samples_clips_per_s'][workers]['ours']) == 2
 
 
 def test_propagation__reports_both_forms(tmp_path, root):
@@ -324,3 +324,16 @@ def test_mmaction_pipeline__stands_for_ours(benchmark, root):
     assert plain[1]['frame_interval'] == 5  # 1/6 s at 30 frames per second
     frames = benchmark.Config.fromfile(base / 'ytvos_pairs_224.py').train_pipeline
     assert benchmark.mmaction_pipeline(frames) is None
+
+
+@pytest.mark.parametrize('data, num_clips', [('ssv2_clips_224', 1), ('ssv2_shifted_clips_224', 2)])
+def test_mmaction_pipeline__stands_for_clips(benchmark, root, data, num_clips):
+    cfg = benchmark.Config.fromfile(root / f'configs/_base_/datasets/{data}.py')
+    plain = benchmark.mmaction_pipeline(cfg.train_dataloader.dataset.pipeline)
+    assert [step['type'].removeprefix('mmaction.') for step in plain] == [
+        *('DecordInit', 'SampleFrames', 'DecordDecode'),
+        *('MultiScaleCrop', 'Resize', 'FormatShape', 'PackActionInputs'),
+    ]
+    assert [plain[1][key] for key in ('clip_len', 'frame_interval', 'num_clips')] == [
+        *(16, 2, num_clips)
+    ]

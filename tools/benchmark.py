@@ -1,8 +1,8 @@
-"""Measure what this package is for: pre-training steps, and frame pairs out of videos.
+"""Measure what this package is for: pre-training steps, and clips out of videos.
 
     python tools/benchmark.py step --config CONFIG     time and memory of a step, three ways
     python tools/benchmark.py encoder --config CONFIG  time and memory of an encoder, two ways
-    python tools/benchmark.py data --config CONFIG     frame pairs per second, two ways
+    python tools/benchmark.py data --config CONFIG     clips per second, two ways
     python tools/benchmark.py propagation              labels of a frame, two ways
 
 Times are medians; what is compared is measured in turns, so that a drift of the machine
@@ -91,10 +91,11 @@ Memory as in `step`.
 """
 
 DATA_HELP = """\
-Frame pairs per second of the training pipeline of a config, after collation, for each number of
-workers (0 = in process). For video files the same data set also runs the plain pipeline of
-mmaction2: DecordInit, SampleFrames(clip_len=2), DecordDecode, then the config's own crops. Only
-videos that this package could read take part: decord ends the process on some damaged files.
+Clips (pairs of frames are clips of two) per second of the training pipeline of a config, after
+collation, for each number of workers (0 = in process). For video files the same data set also
+runs the plain pipeline of mmaction2: DecordInit, SampleFrames, DecordDecode, then the config's own
+crops. Only videos that this package could read take part: decord ends the process on some damaged
+files.
 """
 
 PROPAGATION_HELP = """\
@@ -726,6 +727,18 @@ def mmaction_pipeline(pipeline: list[dict]) -> list[dict] | None:
                     num_clips=1,
                 )
             )
+        elif kind == 'SampleClips':
+            plain.append(
+                dict(
+                    type='mmaction.SampleFrames',
+                    clip_len=step.get('clip_len', 16),
+                    frame_interval=step.get('frame_interval', 4),
+                    num_clips=1 if step.get('max_shift') is None else 2,
+                    out_of_bound_opt='repeat_last',
+                )
+            )
+        elif kind == 'DecodeFrames':
+            plain.append(dict(type='mmaction.DecordDecode'))
         elif kind == 'ForEachClip':
             plain.extend(step['transforms'])
         else:
@@ -765,14 +778,14 @@ def build_loader(cfg: Config, dataset: BaseDataset, workers: int, batch_size: in
     return iter(Runner.build_dataloader(loader, seed=0))
 
 
-def pairs_per_second(batches: Iterator, seconds: float, waiting: int) -> float:
+def clips_per_second(batches: Iterator, seconds: float, waiting: int) -> float:
     """The rate of one window, after the batches that may have been waiting are used up."""
     for _ in range(waiting):
         next(batches)
-    pairs, start = 0, time.perf_counter()
+    count, start = 0, time.perf_counter()
     while time.perf_counter() - start < seconds:
-        pairs += sum(len(clips) for clips in next(batches)['inputs'])  # (V, 3, 2, H, W) each
-    return pairs / (time.perf_counter() - start)
+        count += sum(len(clips) for clips in next(batches)['inputs'])  # (V, 3, T, H, W) each
+    return count / (time.perf_counter() - start)
 
 
 def measure_data(args: argparse.Namespace, with_mmaction: bool) -> dict:
@@ -806,7 +819,7 @@ def measure_data(args: argparse.Namespace, with_mmaction: bool) -> dict:
 
 
 def rate_clock(batches: Iterator, seconds: float, waiting: int) -> Callable[[], float]:
-    return lambda: pairs_per_second(batches, seconds, waiting)
+    return lambda: clips_per_second(batches, seconds, waiting)
 
 
 def data_config(args: argparse.Namespace) -> Config:
@@ -843,18 +856,18 @@ def benchmark_data(args: argparse.Namespace) -> dict:
         num_videos=found['num_videos'],
         num_unusable=len(found['unusable']),
         unusable=found['unusable'],
-        pairs_per_s=ours,
-        mmaction_pairs_per_s=theirs,
+        clips_per_s=ours,
+        mmaction_clips_per_s=theirs,
         speedup=ratio(ours, theirs),
         mmaction_note=note,
         by_workers=by_workers,
-        samples_pairs_per_s=found['samples'],
+        samples_clips_per_s=found['samples'],
     )
 
 
 def print_data(report: dict) -> None:
     print(f'{report["config"]}: {report["num_videos"]} videos, ', end='')
-    print(f'{report["num_unusable"]} unusable, {report["device"]}, pairs per second:')
+    print(f'{report["num_unusable"]} unusable, {report["device"]}, clips per second:')
     print(f'{"workers":>8}{"ours":>10}{"mmaction2":>11}{"ratio":>8}')
     for workers, rates in report['by_workers'].items():
         ours, theirs = rates['ours'], rates.get('mmaction')

@@ -2,7 +2,7 @@
 #   --cfg-options train_dataloader.dataset.data_root=/path/to/videos
 _base_ = [
     '../_base_/models/videomae_vit_mini.py',
-    '../_base_/datasets/video_clips_112.py',
+    '../_base_/datasets/video_clips_112_repeated.py',
     '../_base_/schedules/videomae_cpu.py',
 ]
 model = dict(
@@ -11,13 +11,4 @@ model = dict(
     # not 0.9, which would leave 5 of 49 places: as VideoMAE on small data sets
     mask_generator=dict(mask_ratio=0.75),
 )
-train_dataloader = _base_.train_dataloader
-# Four crops of each clip: decoding costs more than the step that it feeds.
-train_dataloader.dataset.pipeline[3:5] = [
-    dict(
-        type='videomac_mm.ForEachClip',
-        repeats=4,
-        transforms=train_dataloader.dataset.pipeline[3:5],
-    )
-]
 optim_wrapper = dict(optimizer=dict(lr=1e-3))

@@ -1,28 +1,15 @@
 # Ours: CMAE-V (arXiv 2301.06018) names no recipe; that of VideoMAE's ViT-B.
 _base_ = [
-    '../../_base_/fine_tuning/recognition_video_vit.py',
+    '../../_base_/fine_tuning/recognition_conv_vit.py',
     '../../_base_/fine_tuning/recognition_ssv2.py',
     '../../_base_/default_runtime.py',
 ]
 model = dict(
     data_preprocessor=_base_.data_preprocessor,
-    backbone=dict(
-        _delete_=True,
-        type='videomac_mm.ConvVisionTransformer',
-        embed_dims=(256, 384, 768),
-        depths=(2, 2, 11),
-        num_heads=12,
-        num_frames=16,
-        drop_path_rate=0.1,
-        use_mean_pooling=True,
-    ),
     cls_head=dict(num_classes=_base_.num_classes),
 )
 train_dataloader = dict(batch_size=6)
-optim_wrapper = dict(
-    optimizer=dict(lr=5e-4 * 384 / 256),
-    paramwise_cfg=dict(num_layers=11),
-)
+optim_wrapper = dict(optimizer=dict(lr=5e-4 * 384 / 256))
 param_scheduler = [
     _base_.param_scheduler[0],
     dict(_base_.param_scheduler[1], end=30, eta_min_ratio=1e-6 / 5e-4),
