@@ -51,7 +51,8 @@ def version() -> str:
 # The compiled mmcv and mmcv-lite are two distributions of one package and overwrite each
 # other, so neither is forced on anybody: this extra is for those who have none.
 lite = ['mmcv-lite>=2.0.1,<2.2']
-tests = ['pytest>=7', 'ruff', *lite]
+weights = ['safetensors']  # what tools/convert_weights.py can read and write besides
+tests = ['pytest>=7', 'ruff', 'timm>=1', *weights, *lite]
 
 setup(
     name=PACKAGE,
@@ -86,6 +87,11 @@ setup(
         # setuptools down to 60, on which mim crashes under Python 3.12.
         'setuptools>=70,<81',
     ],
-    extras_require={'lite': lite, 'tests': tests, 'all': [*tests, 'tensorboard']},
+    extras_require={
+        'lite': lite,
+        'weights': weights,
+        'tests': tests,
+        'all': [*tests, 'tensorboard'],
+    },
     zip_safe=False,
 )

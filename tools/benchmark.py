@@ -626,8 +626,10 @@ def encoder_steps_of(
 
 def input_size(args: argparse.Namespace, cfg: Config, model: nn.Module) -> tuple[int, int]:
     """Frames and pixels of the encoder's inputs: those asked for, else those of training."""
-    pipeline = cfg.get('train_dataloader', {}).get('dataset', {}).get('pipeline', [])
-    trained = clip_size(pipeline)
+    dataset = cfg.get('train_dataloader', {}).get('dataset', {})
+    height, width = dataset.get('size', (None, None))  # of generated videos
+    trained = dict(size=height if height == width else None, num_frames=None)
+    trained |= {k: v for k, v in clip_size(dataset.get('pipeline', [])).items() if v}
     num_frames, size = args.num_frames or trained['num_frames'], args.size or trained['size']
     if tubelet_size(model) is None:
         if args.num_frames is not None:
