@@ -1,6 +1,7 @@
 from videomac_mm.models.backbones.conv_vit import ConvVisionTransformer
 from videomac_mm.models.backbones.sparse_convnext import SparseConvNeXt
 from videomac_mm.models.backbones.sparse_resnet import SparseResNet
+from videomac_mm.models.backbones.sparsified import Sparsified
 from videomac_mm.models.backbones.video_vit import VideoVisionTransformer
 from videomac_mm.models.gathered_batch_norm import GatheredBatchNorm1d
 from videomac_mm.models.heads.pixel_head import PixelHead
@@ -38,6 +39,7 @@ __all__ = [
     'RandomTubeletMask',
     'SparseConvNeXt',
     'SparseResNet',
+    'Sparsified',
     'TargetNetwork',
     'TokenDecoder',
     'TubeMask',

@@ -9,8 +9,10 @@ from videomac_mm.sparse.modules import (
     patchify,
 )
 from videomac_mm.sparse.patches import VisiblePatches
+from videomac_mm.sparse.sparsify import MaskAware, sparsify
 
 __all__ = [
+    'MaskAware',
     'LayerNorm2d',
     'PatchConv2d',
     'PatchDropPath',
@@ -18,4 +20,5 @@ __all__ = [
     'PatchMaxPool2d',
     'VisiblePatches',
     'patchify',
+    'sparsify',
 ]

@@ -21,7 +21,8 @@ def masked_dense(network: nn.Module, mask: Tensor) -> Iterator[None]:
     where hidden.
 
     Args:
-        network: a backbone made of this package's layers, called on (B, C, H, W) inside.
+        network: a backbone made of this package's layers, called on (B, C, H, W) inside;
+            global average pooling in it is over visible sites.
         mask (B, h, w): bool, True = hidden.
 
     Source: own; the scheme is that of SparK (arXiv 2301.03580), less the needless masking.
@@ -33,7 +34,9 @@ def masked_dense(network: nn.Module, mask: Tensor) -> Iterator[None]:
         return cells[:, None]  # (B, 1, H, W)
 
     def convolve(layer: PatchConv2d, x: Tensor, _=None) -> Tensor:
-        return nn.Conv2d.forward(layer, x.masked_fill(hidden(x.shape[-2:]), 0.0))
+        # A derived conv may pad in its own way.
+        dense = nn.Conv2d.forward if type(layer) is PatchConv2d else type(layer).forward
+        return dense(layer, x.masked_fill(hidden(x.shape[-2:]), 0.0))
 
     def pool(layer: PatchMaxPool2d, x: Tensor, _=None) -> Tensor:
         x = nn.MaxPool2d.forward(layer, x.masked_fill(hidden(x.shape[-2:]), float('-inf')))
@@ -46,6 +49,10 @@ def masked_dense(network: nn.Module, mask: Tensor) -> Iterator[None]:
         response = response / (response.mean(-1, keepdim=True) + layer.eps)
         return torch.addcmul(layer.beta, layer.gamma * response + 1, x)
 
+    def average_visible(_: nn.AdaptiveAvgPool2d, x: Tensor) -> Tensor:
+        visible = ~hidden(x.shape[-2:])
+        return (x * visible).sum((2, 3), keepdim=True) / visible.sum((2, 3), keepdim=True)
+
     def normalise_visible(layer: _BatchNorm, x: Tensor) -> Tensor:
         if not layer.training:
             return type(layer).forward(layer, x)
@@ -56,7 +63,9 @@ def masked_dense(network: nn.Module, mask: Tensor) -> Iterator[None]:
         scale, shift = layer.weight[:, None, None], layer.bias[:, None, None]
         return (x - mean) / (var + layer.eps).sqrt() * scale + shift
 
-    def hide(_, args: tuple, outs: tuple) -> tuple:
+    def hide(_, args: tuple, outs: Tensor | tuple | list) -> Tensor | tuple:
+        if isinstance(outs, Tensor):
+            return hide(_, args, (outs,))[0]
         return tuple(
             out.masked_fill(hidden(out.shape[-2:]), 0.0) if out.ndim == 4 else out for out in outs
         )
@@ -69,6 +78,8 @@ def masked_dense(network: nn.Module, mask: Tensor) -> Iterator[None]:
             layer.forward = partial(pool, layer)
         elif isinstance(layer, PatchGRN):
             layer.forward = partial(pool_visible, layer)
+        elif isinstance(layer, nn.AdaptiveAvgPool2d):
+            layer.forward = partial(average_visible, layer)
         elif isinstance(layer, _BatchNorm):
             layer.forward = partial(normalise_visible, layer)
         else:
