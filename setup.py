@@ -57,7 +57,7 @@ tests = ['pytest>=7', 'ruff', 'timm>=1', *weights, *lite]
 setup(
     name=PACKAGE,
     version=version(),
-    description='Masked video pre-training (VideoMAC) as an OpenMMLab plugin',
+    description='VideoMAC, VideoMAE, MotionMAE and CMAE-V pre-training as an OpenMMLab plugin',
     long_description=(ROOT / 'README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     author='VideoMAC-MM authors',
