@@ -6,6 +6,7 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from tests.test_models import test_videomae
 from videomac_mm.engine import TargetEMAHook
 
 ARCH = dict(depths=[1, 1], channels=[4, 6])
@@ -164,32 +165,9 @@ def test_reconstruction__leaves_the_random_numbers_of_the_run_alone(tmp_path):
 
 def test_reconstruction__of_clips_is_a_film_too(tmp_path):
     cfg = config(tmp_path)
-    cfg.model = dict(
-        type='MotionMAE',
-        backbone=dict(
-            type='VideoVisionTransformer',
-            img_size=32,
-            patch_size=8,
-            num_frames=4,
-            embed_dims=8,
-            depth=1,
-            num_heads=2,
-            use_mean_pooling=False,
-        ),
-        neck=dict(
-            type='TokenDecoder',
-            num_patches=32,
-            in_channels=8,
-            embed_dims=8,
-            depth=1,
-            num_heads=2,
-            pred_dims=(384, 192),
-        ),
-        head=dict(type='VideoPixelHead', patch_size=8, targets=('pixel', 'motion')),
-        mask_generator=dict(type='TubeMask', patch_size=8, mask_ratio=0.5),
-        data_preprocessor=cfg.model.data_preprocessor,
-    )
-    cfg.train_dataloader.dataset.update(size=(32, 32))
+    neck = dict(pred_dims=(384, 192))
+    cfg.model = dict(type='MotionMAE', **test_videomae.parts(neck=neck, head=test_videomae.BOTH))
+    cfg.train_dataloader.dataset.update(size=(24, 24))
     cfg.train_dataloader.dataset.pipeline[0] = dict(
         type='SampleClips', clip_len=4, frame_interval=1
     )
@@ -197,11 +175,11 @@ def test_reconstruction__of_clips_is_a_film_too(tmp_path):
     Runner.from_cfg(cfg).train()
     panel = cv2.imread(str(next(tmp_path.rglob('vis_image/reconstruction_4.png'))))
     # original, masked, predicted, motion, predicted motion
-    assert panel.shape == (5 * 32, 2 * 3 * 32, 3)
+    assert panel.shape == (5 * 24, 2 * 3 * 24, 3)
     film = cv2.VideoCapture(str(next(tmp_path.rglob('reconstruction/4.mp4'))))
     frames = [film.read() for _ in range(5)]
     assert [good for good, _ in frames] == [True] * 4 + [False]
-    assert frames[0][1].shape == (2 * 32, 5 * 32, 3)
+    assert frames[0][1].shape == (2 * 24, 5 * 24, 3)
 
 
 @pytest.mark.parametrize('momentum, end', [(-0.1, 1), (0.9, 0.5), (0.5, 1.1)])

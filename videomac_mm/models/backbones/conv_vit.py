@@ -7,9 +7,8 @@ import torch.nn.functional as F
 from mmcv.cnn.bricks import DropPath
 from mmengine.model import BaseModule, ModuleList
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from videomac_mm.models.backbones.video_vit import VideoVisionTransformer
+from videomac_mm.models.backbones.video_vit import VideoVisionTransformer, run_blocks
 from videomac_mm.models.pixels import to_cubes
 from videomac_mm.registry import MODELS
 from videomac_mm.sparse import LayerNorm2d, PatchConv2d, VisiblePatches, patchify
@@ -28,7 +27,6 @@ class ConvBlock(nn.Module):
         kernel: of the depth-wise conv, (time slots, rows, columns).
         mlp_ratio: width of the MLP in C.
         drop_path_rate: share of clips that skip the block in training, in [0, 1).
-        with_cp: activation checkpointing.
 
     Source: ConvMAE (arXiv 2205.03892) and its code, where these norms, unlike those of the
     transformer, have torch's default eps.
@@ -40,7 +38,6 @@ class ConvBlock(nn.Module):
         kernel: tuple[int, int, int],
         mlp_ratio: float,
         drop_path_rate: float,
-        with_cp: bool,
     ) -> None:
         super().__init__()
         self.norm1 = LayerNorm2d(channels)
@@ -59,7 +56,6 @@ class ConvBlock(nn.Module):
         self.fc1 = nn.Conv2d(channels, int(channels * mlp_ratio), 1)
         self.fc2 = nn.Conv2d(int(channels * mlp_ratio), channels, 1)
         self.drop_path = DropPath(drop_path_rate)
-        self.with_cp = with_cp
 
     def forward(self, x: Tensor, num_clips: int, patches: VisiblePatches | None = None) -> Tensor:
         """Every time slot is an image.
@@ -72,11 +68,6 @@ class ConvBlock(nn.Module):
         Returns:
             As ``x``.
         """
-        if self.with_cp and torch.is_grad_enabled():
-            return checkpoint(self._forward, x, num_clips, patches, use_reentrant=False)
-        return self._forward(x, num_clips, patches)
-
-    def _forward(self, x: Tensor, num_clips: int, patches: VisiblePatches | None) -> Tensor:
         mixed = self._mix(patchify(self.conv1, self.norm1(x)), num_clips, patches)
         x = x + self._drop(patchify(self.conv2, mixed), num_clips)
         wide = F.gelu(patchify(self.fc1, self.norm2(x)))
@@ -102,9 +93,10 @@ class ConvPatchEmbed(BaseModule):
         in_channels: of the clips.
         embed_dims: channels of the two stages and of the tokens.
         tubelet_size: frames of a time slot.
-        kernel, mlp_ratio, with_cp: as `ConvBlock`.
+        kernel, mlp_ratio: as `ConvBlock`.
         drop_path_rates: of each block of the two stages.
         fuse: also bring the outputs of the stages to tokens.
+        with_cp: activation checkpointing.
     """
 
     def __init__(
@@ -125,7 +117,7 @@ class ConvPatchEmbed(BaseModule):
             self.projections.append(nn.Conv2d(channels, out_channels, 2, 2))
         self.norms = ModuleList(LayerNorm2d(channels) for channels in embed_dims)
         self.stages = ModuleList(
-            ModuleList(ConvBlock(channels, kernel, mlp_ratio, rate, with_cp) for rate in rates)
+            ModuleList(ConvBlock(channels, kernel, mlp_ratio, rate) for rate in rates)
             for channels, rates in zip(embed_dims, drop_path_rates)
         )
         self.linear = nn.Linear(embed_dims[2], embed_dims[2])
@@ -135,6 +127,7 @@ class ConvPatchEmbed(BaseModule):
             for channels, side in zip(embed_dims, (4, 2))
             if fuse
         )
+        self.with_cp = with_cp
 
     def forward(
         self, x: Tensor, num_clips: int, patches: VisiblePatches | None = None
@@ -158,8 +151,7 @@ class ConvPatchEmbed(BaseModule):
         x = F.gelu(self.norms[0](x.flatten(0, 1).permute(0, 3, 1, 2)))
         fused = None
         for stage, blocks in enumerate(self.stages):
-            for block in blocks:
-                x = block(x, num_clips, patches)
+            x = run_blocks(blocks, x, self.with_cp, num_clips, patches)
             if self.fusion:
                 tokens = self._tokens(patchify(self.fusion[stage], x), num_clips)
                 fused = tokens if fused is None else fused + tokens

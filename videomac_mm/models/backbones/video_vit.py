@@ -53,14 +53,14 @@ class FusedBlock(Block):
         )
 
 
-def run_blocks(blocks: ModuleList, x: Tensor, with_cp: bool) -> Tensor:
-    """Put tokens (B, N, C) through blocks; ``with_cp``: keep their inputs only, and compute
-    what the backward pass needs once more there."""
+def run_blocks(blocks: ModuleList, x: Tensor, with_cp: bool, *args) -> Tensor:
+    """Put ``x`` through blocks, each called with ``args`` behind it; ``with_cp``: keep their
+    inputs only, and compute what the backward pass needs once more there."""
     for block in blocks:
         if with_cp and torch.is_grad_enabled():
-            x = checkpoint(block, x, use_reentrant=False)
+            x = checkpoint(block, x, *args, use_reentrant=False)
         else:
-            x = block(x)
+            x = block(x, *args)
     return x
 
 
