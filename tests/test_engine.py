@@ -1,13 +1,19 @@
 import math
 
 import cv2
+import mmpretrain.models  # noqa: F401  its classifiers are built below
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.model import BaseModule
+from mmengine.optim import build_optim_wrapper
 from mmengine.runner import Runner
+from mmpretrain.registry import MODELS as MMPRETRAIN
+from torch import nn
 
 from tests.test_models import test_videomae
 from videomac_mm.engine import TargetEMAHook
+from videomac_mm.registry import MODELS
 
 ARCH = dict(depths=[1, 1], channels=[4, 6])
 
@@ -194,3 +200,80 @@ def test_target_ema__needs_a_target(tmp_path):
 
     with pytest.raises(TypeError, match='got Linear'):
         TargetEMAHook().before_train(Bare)
+
+
+# ------------------------------------------------------------------ layer-wise decay
+
+WITHOUT_VECTORS = dict(norm_decay_mult=0.0, bias_decay_mult=0.0, flat_decay_mult=0.0)
+
+
+def groups(model: nn.Module, constructor: str, **paramwise) -> dict[str, tuple[float, float]]:
+    """Learning rate and weight decay of each parameter."""
+    wrapper = dict(
+        optimizer=dict(type='AdamW', lr=1.0, weight_decay=0.1),
+        constructor=constructor,
+        paramwise_cfg=dict(WITHOUT_VECTORS, layer_decay_rate=0.5, **paramwise),
+    )
+    param_groups = build_optim_wrapper(model, wrapper).optimizer.param_groups
+    return {x['param_name']: (x['lr'], x['weight_decay']) for x in param_groups}
+
+
+def test_layer_decay__is_that_of_mmpretrain_for_its_classifiers():
+    model = MMPRETRAIN.build(
+        dict(
+            type='ImageClassifier',
+            backbone=dict(type='ConvNeXt', arch='atto', use_grn=True),
+            head=dict(type='LinearClsHead', num_classes=3, in_channels=320),
+        )
+    )
+    ours, upstream = (
+        groups(model, constructor)
+        for constructor in (
+            'videomac_mm.LayerDecayOptimWrapperConstructor',
+            'mmpretrain.LearningRateDecayOptimWrapperConstructor',
+        )
+    )
+    assert ours == upstream
+    assert len(set(ours.values())) > 8
+
+
+def test_layer_decay__asks_the_backbone_of_any_model():
+    class Segmentor(BaseModule):  # of another toolbox: does not know the depth of its layers
+        def __init__(self) -> None:
+            super().__init__()
+            arch = dict(depths=[1, 2], channels=[4, 8])
+            self.backbone = MODELS.build(
+                dict(type='SparseConvNeXt', arch=arch, use_grn=True, stage_norm='inline')
+            )
+            self.decode_head = nn.Conv2d(8, 2, 1)
+
+    model = Segmentor()
+    model.backbone.stages[0].requires_grad_(False)
+    rates = groups(
+        model,
+        'videomac_mm.LayerDecayOptimWrapperConstructor',
+        layer_decay_type='single',
+        custom_keys={'stages.1.1': dict(decay_mult=2.0)},
+    )
+    expected = {
+        'decode_head.weight': (1, 0.1),
+        'decode_head.bias': (1, 0),
+        'backbone.norm1.weight': (1, 0),
+        'backbone.stages.1.1.grn.gamma': (0.5, 0.2),
+        'backbone.stages.1.0.pointwise_conv1.weight': (0.25, 0.1),
+        'backbone.stages.1.0.grn.gamma': (0.25, 0),
+        'backbone.downsample_layers.1.1.weight': (0.25, 0.1),
+        'backbone.norm0.weight': (0.125, 0),
+        'backbone.downsample_layers.0.0.weight': (0.125, 0.1),
+    }
+    assert {name: rates[name] for name in expected} == expected
+    trainable = {name for name, param in model.named_parameters() if param.requires_grad}
+    assert set(rates) == trainable
+
+
+@pytest.mark.parametrize('backbone', [None, nn.Conv2d(1, 1, 1)])
+def test_layer_decay__needs_a_backbone_that_knows_its_layers(backbone):
+    model = nn.Module()
+    model.backbone = backbone
+    with pytest.raises(TypeError, match='whose backbone has get_layer_depth, got Module'):
+        groups(model, 'videomac_mm.LayerDecayOptimWrapperConstructor')

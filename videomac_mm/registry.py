@@ -21,6 +21,7 @@ DATA_SAMPLERS = _child(root.DATA_SAMPLERS, 'videomac_mm.datasets')
 TRANSFORMS = _child(root.TRANSFORMS, 'videomac_mm.datasets')
 HOOKS = _child(root.HOOKS, 'videomac_mm.engine')
 METRICS = _child(root.METRICS, 'videomac_mm.evaluation')
+OPTIM_WRAPPER_CONSTRUCTORS = _child(root.OPTIM_WRAPPER_CONSTRUCTORS, 'videomac_mm.engine')
 
 # No tenants yet. Without a child of their kind, mmengine warns once for every object
 # that is built while `default_scope` is ours.
@@ -31,7 +32,6 @@ for _parent in (
     root.LOG_PROCESSORS,
     root.LOOPS,
     root.MODEL_WRAPPERS,
-    root.OPTIM_WRAPPER_CONSTRUCTORS,
     root.OPTIM_WRAPPERS,
     root.OPTIMIZERS,
     root.PARAM_SCHEDULERS,

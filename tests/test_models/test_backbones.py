@@ -4,6 +4,7 @@ from mmpretrain.registry import MODELS as MMPRETRAIN
 
 from tests.masks import expand, random_mask
 from videomac_mm.registry import MODELS
+from videomac_mm.sparse import PatchDropPath
 from videomac_mm.sparse.masked_dense import masked_dense
 
 TINY = dict(depths=[1, 1, 2, 1], channels=[8, 12, 16, 20])
@@ -238,18 +239,79 @@ def test_drop_path__grows_with_depth():
     assert rates == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
 
 
-def test_layer_depth__covers_hierarchical_and_isotropic_networks():
-    backbone = MODELS.build(dict(type='SparseConvNeXt', arch='tiny'))
-    upstream = MMPRETRAIN.build(dict(type='ConvNeXt', arch='tiny'))
-    for name in upstream.state_dict():
-        key = 'backbone.' + name
-        assert backbone.get_layer_depth(key, 'backbone.') == upstream.get_layer_depth(
-            key, 'backbone.'
-        )
+def test_frozen_stages__take_inline_norms_along():
+    backbone = build('videomac-convnext-v2', frozen_stages=2, drop_path_rate=0.5).train()
+    trainable = {name.split('.')[0] for name, p in backbone.named_parameters() if p.requires_grad}
+    assert 'norm2' in trainable and not {'norm0', 'norm1'} & trainable
+    assert not backbone.norm1.training
+    for net in ('videomac-convnext-v2', 'convnext-v2'):
+        backbone = build(net, frozen_stages=4, drop_path_rate=0.5).train()
+        assert not any(p.requires_grad for p in backbone.parameters()), net
+        assert not any(x.training for x in backbone.modules() if isinstance(x, PatchDropPath))
+
+
+@pytest.mark.parametrize(
+    'net',
+    [dict(type='ConvNeXt', arch=arch) for arch in ('tiny', 'small')]
+    + [dict(type='ResNet', depth=depth) for depth in (34, 50, 101, 152)],
+    ids=str,
+)
+def test_layer_depth__is_that_of_mmpretrain(net):
+    backbone = MODELS.build(dict(net, type='Sparse' + net['type']))
+    upstream = MMPRETRAIN.build(net)
+    keys = ['head.fc.weight', *('backbone.' + name for name, _ in upstream.named_parameters())]
+    for key in keys:
+        expected = upstream.get_layer_depth(key, 'backbone.')
+        assert backbone.get_layer_depth(key, 'backbone.') == expected, key
+
+
+def test_layer_depth__of_single_blocks():
+    """The formula of the official ConvNeXt V2 code, where it tells layers from each other."""
+    backbone = build('convnext-v2')  # depths 1, 1, 2, 1
+    expected = {
+        'downsample_layers.0.0.weight': 1,
+        'stages.0.0.norm.weight': 1,
+        'downsample_layers.2.1.weight': 3,
+        'stages.2.0.grn.gamma': 3,
+        'stages.2.1.pointwise_conv1.weight': 4,
+        'stages.3.0.norm.weight': 5,
+        'norm3.weight': 6,
+    }
+    for name, layer in expected.items():
+        assert backbone.get_layer_depth(name, '', 'single') == (layer, 7), name
+    assert backbone.get_layer_depth('head.norm0.weight', 'backbone.', 'single') == (6, 7)
+
+    resnet = build('resnet18')
+    names = ['conv1.weight', 'layer1.0.conv1.weight', 'layer4.1.bn2.bias', 'x.layer1.0.weight']
+    layers = [resnet.get_layer_depth(name, '', 'single')[0] for name in names]
+    assert layers == [0, 1, 8, 0]
+    layers = [resnet.get_layer_depth(name) for name in names]
+    assert layers == [(0, 6), (1, 6), (4, 6), (0, 6)]
+    assert resnet.get_layer_depth('head.layer1.0.weight', 'backbone.', 'single') == (9, 10)
+
+
+@pytest.mark.parametrize('layer_decay_type', ['group', 'single'])
+def test_layer_depth__inline_norms_go_with_the_block_before_them(layer_decay_type):
+    backbone = build('videomac-convnext-v2')
+    for stage, depth in enumerate(backbone.depths[:-1]):
+        names = [f'b.norm{stage}.weight', f'b.stages.{stage}.{depth - 1}.norm.weight']
+        norm, block = (backbone.get_layer_depth(name, 'b.', layer_decay_type) for name in names)
+        assert norm == block
+    last = backbone.get_layer_depth('b.norm3.weight', 'b.', layer_decay_type)
+    assert last == backbone.get_layer_depth('head.fc.weight', 'b.', layer_decay_type)
+
+
+def test_layer_depth__isotropic_networks_count_blocks():
     isotropic = build('isotropic')
     names = ['downsample_layers.0.0.weight', 'stages.0.1.norm.weight', 'norm0.weight']
     assert [isotropic.get_layer_depth(name) for name in names] == [(0, 5), (2, 5), (4, 5)]
     assert isotropic.get_layer_depth('head.weight', 'backbone.') == (4, 5)
+
+
+@pytest.mark.parametrize('net', ['convnext-v2', 'resnet18'])
+def test_layer_depth__unknown_type(net):
+    with pytest.raises(ValueError, match="'single' or 'group', got 'pairs'"):
+        build(net).get_layer_depth('conv1.weight', '', 'pairs')
 
 
 @pytest.mark.parametrize(
@@ -259,6 +321,7 @@ def test_layer_depth__covers_hierarchical_and_isotropic_networks():
         (dict(type='SparseConvNeXt', arch=dict(depths=[1])), 'depths and channels'),
         (dict(type='SparseConvNeXt', arch='atto', stage_norm='out'), "got 'out'"),
         (dict(type='SparseConvNeXt', arch='atto', out_indices=4), r'must lie in \[-4, 3\]'),
+        (dict(type='SparseConvNeXt', arch='atto', frozen_stages=5), r'in \[0, 4\], got 5'),
         (dict(type='SparseConvNeXt', use_grn=True, grn_scope='all'), "got 'all'"),
         (
             dict(type='SparseConvNeXt', stage_norm='inline', gap_before_final_norm=True),

@@ -3,5 +3,11 @@ from videomac_mm.engine.hooks import (
     ReconstructionHook,
     TargetEMAHook,
 )
+from videomac_mm.engine.optimizers import LayerDecayOptimWrapperConstructor
 
-__all__ = ['PropagationVisualizationHook', 'ReconstructionHook', 'TargetEMAHook']
+__all__ = [
+    'LayerDecayOptimWrapperConstructor',
+    'PropagationVisualizationHook',
+    'ReconstructionHook',
+    'TargetEMAHook',
+]

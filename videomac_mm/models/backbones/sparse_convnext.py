@@ -1,5 +1,6 @@
 """ConvNeXt V1 and V2, dense without a mask and sparse with one."""
 
+import re
 from collections.abc import Sequence
 
 import torch
@@ -94,7 +95,8 @@ class SparseConvNeXt(ConvNeXt):
         drop_path_rate: largest stochastic depth rate, in [0, 1). Defaults to 0.
         layer_scale_init_value: 0 leaves layer scale out. Defaults to 1e-6.
         out_indices: stages to return. Defaults to -1, the last.
-        frozen_stages: number of first stages to freeze. Defaults to 0.
+        frozen_stages: number of first stages to freeze, with their inline norms; if it is all
+            stages, with side norms too. Defaults to 0.
         gap_before_final_norm: return vectors (B, C), averaged over space (over the visible
             sites under a mask) before the norm. Defaults to None: True for 'side' norms,
             as in mmpretrain, False for 'inline' ones.
@@ -103,7 +105,8 @@ class SparseConvNeXt(ConvNeXt):
 
     Raises:
         ValueError: for an unknown ``arch`` (names those known), ``stage_norm``,
-            ``grn_scope`` or stage index, or gap before an inline norm.
+            ``grn_scope`` or stage index, too many ``frozen_stages``, or gap before an inline
+            norm.
     """
 
     arch_settings = {
@@ -150,6 +153,10 @@ class SparseConvNeXt(ConvNeXt):
         self.stage_norm = stage_norm
         self.gap_before_final_norm = gap_before_final_norm
         self.out_indices = self._stages_of(out_indices)
+        if not 0 <= frozen_stages <= self.num_stages:
+            raise ValueError(
+                f'frozen_stages must lie in [0, {self.num_stages}], got {frozen_stages}'
+            )
         self.frozen_stages = frozen_stages
 
         stem_patch_size = stem_patch_size or arch.get('stem_patch_size', 4)
@@ -231,24 +238,54 @@ class SparseConvNeXt(ConvNeXt):
         super().train(mode)
         return self
 
-    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+    def get_layer_depth(
+        self, param_name: str, prefix: str = '', layer_decay_type: str = 'group'
+    ) -> tuple[int, int]:
         """The depth of a parameter, for layer-wise learning rate decay.
+
+        Inline norms, but for the last one, belong to the block before them.
 
         Args:
             param_name: name of the parameter.
             prefix: what precedes the backbone's own names.
+            layer_decay_type: the official code's name for what a layer is: 'single', a block,
+                or 'group', a stage, and three blocks in the third one (as mmpretrain).
+                Isotropic networks count blocks. Defaults to 'group'.
 
         Returns:
-            Layer of the parameter and number of layers. Isotropic networks count blocks.
+            Layer of the parameter and number of layers.
+
+        Raises:
+            ValueError: for an unknown ``layer_decay_type``.
         """
-        if self.num_stages > 1:
-            return super().get_layer_depth(param_name, prefix)
-        num_layers = self.depths[0] + 2
-        if not param_name.startswith(prefix + 'downsample_layers'):
-            names = param_name[len(prefix) :].split('.')
-            inside = param_name.startswith(prefix) and names[0] == 'stages'
-            return (int(names[2]) + 1 if inside else num_layers - 1), num_layers
-        return 0, num_layers
+        if layer_decay_type not in ('single', 'group'):
+            raise ValueError(
+                f"layer_decay_type must be 'single' or 'group', got {layer_decay_type!r}"
+            )
+        is_own = param_name.startswith(prefix)
+        name = param_name[len(prefix) :] if is_own else ''
+        norm = re.match(r'norm(\d+)\.', name)
+        if norm and self.stage_norm == 'inline' and int(norm[1]) < self.num_stages - 1:
+            name = f'stages.{norm[1]}.{self.depths[int(norm[1])] - 1}.norm'
+        if layer_decay_type == 'group' and self.num_stages > 1:
+            return super().get_layer_depth(prefix + name if is_own else param_name, prefix)
+        num_layers = sum(self.depths) + 2
+        part = re.match(r'(stages|downsample_layers)\.(\d+)\.(\d+)', name)
+        if part is None:  # the last norm, and what follows the backbone
+            return num_layers - 1, num_layers
+        first = 1 + sum(self.depths[: int(part[2])])
+        if part[1] == 'stages':
+            return first + int(part[3]), num_layers
+        # The official code has the stem learn as the first block does.
+        return (first if layer_decay_type == 'single' else 0), num_layers
+
+    def _freeze_stages(self) -> None:
+        super()._freeze_stages()
+        if self.stage_norm == 'inline' or self.frozen_stages == self.num_stages:
+            for stage in range(self.frozen_stages):
+                norm = getattr(self, f'norm{stage}', None)
+                if norm is not None:
+                    norm.eval().requires_grad_(False)
 
     def _output(self, x: Tensor, norm: nn.Module, patches: VisiblePatches | None) -> Tensor:
         if self.gap_before_final_norm:

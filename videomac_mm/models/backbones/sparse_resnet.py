@@ -1,6 +1,7 @@
 """ResNet, dense without a mask and sparse with one."""
 
 import math
+import re
 
 import torch
 import torch.utils.checkpoint as cp
@@ -161,6 +162,41 @@ class SparseResNet(ResNet):
         """Set the mode, and return the network, which mmpretrain's method forgets."""
         super().train(mode)
         return self
+
+    def get_layer_depth(
+        self, param_name: str, prefix: str = '', layer_decay_type: str = 'group'
+    ) -> tuple[int, int]:
+        """The depth of a parameter, for layer-wise learning rate decay.
+
+        Args:
+            param_name: name of the parameter.
+            prefix: what precedes the backbone's own names.
+            layer_decay_type: what a layer is: 'single', a block, or 'group', a stage, and a few
+                blocks in the second and third ones (SparK's, as mmpretrain). Defaults to
+                'group'.
+
+        Returns:
+            Layer of the parameter and number of layers.
+
+        Raises:
+            ValueError: for an unknown ``layer_decay_type``.
+        """
+        if layer_decay_type not in ('single', 'group'):
+            raise ValueError(
+                f"layer_decay_type must be 'single' or 'group', got {layer_decay_type!r}"
+            )
+        sizes = [1] * 4  # blocks per layer, by stage
+        if layer_decay_type == 'group':  # mmpretrain's, but for depth 18, which it refuses
+            sizes = [3, 4, 4, 3] if self.depth == 152 else [3, 2, 3, 3]
+        layers = [math.ceil(blocks / size) for blocks, size in zip(self.stage_blocks, sizes)]
+        num_layers = sum(layers) + 2
+        if not param_name.startswith(prefix):  # what follows the backbone
+            return num_layers - 1, num_layers
+        part = re.match(r'layer(\d)\.(\d+)\.', param_name[len(prefix) :])
+        if part is None:  # the stem
+            return 0, num_layers
+        stage = int(part[1]) - 1
+        return 1 + sum(layers[:stage]) + int(part[2]) // sizes[stage], num_layers
 
     def _make_stem_layer(self, in_channels: int, stem_channels: int) -> None:
         if self.variant == 'standard':

@@ -1,0 +1,51 @@
+"""Learning rates that differ from layer to layer."""
+
+from collections.abc import Callable
+from functools import partial
+
+from mmpretrain.engine import LearningRateDecayOptimWrapperConstructor
+from torch import nn
+
+from videomac_mm.registry import OPTIM_WRAPPER_CONSTRUCTORS
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class LayerDecayOptimWrapperConstructor(LearningRateDecayOptimWrapperConstructor):
+    """Layer-wise learning rate decay, for the models of every toolbox.
+
+    mmpretrain's constructor asks the model for the depth of a parameter, and only its own
+    classifiers answer; those of mmaction2 and mmsegmentation know few networks by name. This
+    one asks ``model.backbone``: classifiers, recognisers, segmentors and detectors have one.
+
+    ``paramwise_cfg`` is mmpretrain's (``layer_decay_rate``, ``norm_decay_mult``,
+    ``bias_decay_mult``, ``flat_decay_mult``, ``custom_keys``), and besides may have
+    ``layer_decay_type``, which is handed to the backbone's ``get_layer_depth``: 'group' or
+    'single' for `SparseConvNeXt` and `SparseResNet`.
+
+    Raises:
+        TypeError: when called with a model that has no backbone with ``get_layer_depth``.
+    """
+
+    def add_params(
+        self,
+        params: list[dict],
+        module: nn.Module,
+        prefix: str = '',
+        get_layer_depth: Callable | None = None,
+        **kwargs,
+    ) -> None:
+        """Add the parameters of ``module``, each with its learning rate, to ``params``."""
+        if get_layer_depth is None:
+            backbone = getattr(module, 'backbone', None)
+            if not hasattr(backbone, 'get_layer_depth'):
+                raise TypeError(
+                    'layer-wise decay needs a model whose backbone has get_layer_depth, got '
+                    f'{type(module).__name__} with backbone {type(backbone).__name__}'
+                )
+            kind = self.paramwise_cfg.get('layer_decay_type')
+            get_layer_depth = partial(
+                backbone.get_layer_depth,
+                prefix='backbone.',
+                **({'layer_decay_type': kind} if kind else {}),
+            )
+        super().add_params(params, module, prefix=prefix, get_layer_depth=get_layer_depth)
