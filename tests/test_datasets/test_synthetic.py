@@ -40,6 +40,27 @@ def test_video__no_objects():
     assert video.keypoints(0)[0].shape == (0, 5, 2)
 
 
+def test_video__objects_of_a_class_share_their_texture():
+    """Colours of an object's pixels, over many videos: near those of its class, not of others."""
+    colours = {0: [], 1: [], 2: []}
+    for seed in range(60):
+        video = SyntheticVideo(seed, 1, size=(64, 64), num_objects=1, num_classes=3)
+        (label,) = video.labels
+        colours[label].append(video.frame(0)[video.mask(0) == 1].mean(0))
+    means = np.array([np.mean(colours[label], 0) for label in colours])
+    for label, samples in colours.items():
+        distances = np.linalg.norm(np.array(samples)[:, None] - means, axis=-1)
+        assert len(samples) > 10 and (distances.argmin(1) == label).mean() > 0.9
+    plain = SyntheticVideo(0, 1, size=(64, 64), num_objects=1)
+    assert plain.labels == []
+    with pytest.raises(ValueError, match='num_classes must be at least 1, got 0'):
+        SyntheticVideo(0, num_classes=0)
+    classified = SyntheticVideo(0, 1, size=(64, 64), num_objects=1, num_classes=3)
+    np.testing.assert_array_equal(plain.mask(0), classified.mask(0))
+    outside = plain.mask(0) == 0
+    assert (plain.frame(0)[outside] == classified.frame(0)[outside]).mean() > 0.95
+
+
 def test_video__same_seed_same_frames_in_any_order():
     first, again, other = (SyntheticVideo(seed, 9) for seed in (3, 3, 4))
     late = again.frame(8)

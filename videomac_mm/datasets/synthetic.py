@@ -31,6 +31,8 @@ class SyntheticVideo:
         num_frames: length. Defaults to 32.
         size: (H, W) in pixels. Defaults to (64, 64).
         num_objects: 0 to 255. Defaults to 3.
+        num_classes: how many textures there are, the same for every seed, one of which each
+            object has: classes to be learned. Defaults to None: every object has its own.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -44,9 +46,12 @@ class SyntheticVideo:
         num_frames: int = 32,
         size: tuple[int, int] = (64, 64),
         num_objects: int = 3,
+        num_classes: int | None = None,
     ) -> None:
         if num_frames < 1:
             raise ValueError(f'num_frames must be at least 1, got {num_frames}')
+        if num_classes is not None and num_classes < 1:
+            raise ValueError(f'num_classes must be at least 1, got {num_classes}')
         if len(size) != 2 or min(size) < 8:
             raise ValueError(f'size must be (H, W) of at least 8 pixels, got {size}')
         if not 0 <= num_objects <= 255:
@@ -58,6 +63,11 @@ class SyntheticVideo:
         self._ground = _Texture(rng, wavelengths=(0.3 * short, short))
         self._drift = _velocity(rng, (0.002 * short, 0.015 * short))
         self._objects = [_Sprite(rng, height, width) for _ in range(num_objects)]
+        self.labels: list[int] = []  # the class of each object
+        if num_classes is not None:
+            self.labels = rng.integers(num_classes, size=num_objects).tolist()
+            for sprite, label in zip(self._objects, self.labels):
+                sprite.texture = _Texture(np.random.default_rng(label), _Sprite.wavelengths)
 
     def __len__(self) -> int:
         return self.num_frames
@@ -143,12 +153,14 @@ class _Texture:
 class _Sprite:
     """One object: a shape of radius 1 in its own coordinates u, v, and its motion."""
 
+    wavelengths = (0.7, 2)  # of its texture, in radii
+
     def __init__(self, rng: np.random.Generator, height: int, width: int) -> None:
         short = min(height, width)
         self.shape = rng.choice(['disc', 'rectangle', 'polygon', 'star'])
         self.aspect = rng.uniform(0.5, 1)  # of the rectangle
         self.corners = int(rng.integers(3, 7) if self.shape == 'polygon' else rng.integers(4, 7))
-        self.texture = _Texture(rng, wavelengths=(0.7, 2))
+        self.texture = _Texture(rng, self.wavelengths)
 
         self.low = 0.15 * np.array([width, height])  # the centre stays in the middle
         self.span = 0.7 * np.array([width, height])
