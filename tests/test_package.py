@@ -135,6 +135,18 @@ def test_model_index__names_existing_configs(root):
             assert Path(model['Config']).stem == model['Name']
 
 
+def test_mim_search__finds_configs_by_their_metadata(wheel, tmp_path):
+    site = tmp_path / 'site'
+    zipfile.ZipFile(wheel).extractall(site)
+    command = [sys.executable, '-m', 'mim', 'search', 'videomac_mm']
+    conditions = ['--model', 'videomac', '--condition', 'epochs==100,batch_size==256']
+    run([*command, *conditions, '--json', 'found.json'], tmp_path, PYTHONPATH=str(site))
+    found = mmengine.load(tmp_path / 'found.json')['config']
+    assert found == {name: f'configs/videomac/{name}.py' for name in found}
+    names = {name.split('_8xb32-')[0] for name in found}
+    assert names == {'videomac_convnextv1-small', 'videomac_convnextv1-tiny'}
+
+
 def test_mim_train__finds_config_by_name(wheel, root, tmp_path):
     site = tmp_path / 'site'
     zipfile.ZipFile(wheel).extractall(site)

@@ -17,7 +17,7 @@ from videomac_mm.apis import LabelPropagationInferencer
 from videomac_mm.datasets import SyntheticVideo
 from videomac_mm.registry import MODELS
 
-TOY = Path(__file__).parent / 'toy' / 'propagation_config.py'
+TOY = Path(__file__).parents[1] / 'toy' / 'propagation_config.py'
 SIZE = (35, 51)
 CRW = dict(
     topk=10,
