@@ -6,7 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
-from types import ModuleType
+from importlib.machinery import PathFinder
 
 import cv2
 import numpy as np
@@ -88,21 +88,29 @@ def test_stand_in__yields_to_a_real_module(tmp_path, monkeypatch):
     assert not videomac_mm_absent.real
 
 
-def test_mmcv_ops__stand_in_only_for_mmseg(monkeypatch):
-    if compat._after_import.find_spec('mmcv._ext') or 'mmcv._ext' in sys.modules:
-        pytest.skip('compiled mmcv')
-    with pytest.raises(ModuleNotFoundError):
-        __import__('mmcv._ext')
-    monkeypatch.setitem(sys.modules, 'mmseg', ModuleType('mmseg'))
-    before = set(sys.modules)
-    try:
-        from mmcv.ops import sigmoid_focal_loss
+@pytest.mark.parametrize('toolbox', ['mmseg', 'mmdet', 'mmpose'])
+def test_mmcv_ops__stand_in_only_for(toolbox, tmp_path):
+    import mmcv
 
-        with pytest.raises(ImportError, match='needs the compiled mmcv'):
-            sigmoid_focal_loss(torch.zeros(1, 1), torch.zeros(1, dtype=torch.long))
-    finally:
-        for name in set(sys.modules) - before:
-            del sys.modules[name]
+    if PathFinder.find_spec('mmcv._ext', mmcv.__path__):
+        pytest.skip('compiled mmcv')
+    (tmp_path / f'{toolbox}.py').touch()
+    run_python(
+        f'import sys\n'
+        f'sys.path.insert(0, {str(tmp_path)!r})\n'
+        f'import pytest, torch, videomac_mm\n'
+        # Heard before the toolbox came.
+        f'from mmcv.cnn.bricks import transformer\n'
+        f'with pytest.raises(ModuleNotFoundError):\n'
+        f'    import mmcv.ops\n'
+        f'import {toolbox}\n'
+        f'from mmcv.ops import MultiScaleDeformableAttention, nms\n'
+        f'with pytest.raises(ImportError, match="needs the compiled mmcv"):\n'
+        f'    nms(torch.zeros(1, 4), torch.zeros(1), 0.5)\n'
+        f'if {toolbox!r} == "mmdet":\n'
+        f'    from mmcv.cnn.bricks.transformer import MultiScaleDeformableAttention as named\n'
+        f'    assert named is MultiScaleDeformableAttention\n'
+    )
 
 
 def test_apply__twice_changes_nothing():
@@ -226,6 +234,98 @@ def test_mmaction_head__scores_are_float_under_bfloat16():
     assert losses['loss_cls'].isfinite()
     scores = np.stack([sample.pred_score.numpy() for sample in predictions])
     np.testing.assert_allclose(scores.sum(1), 1, rtol=1e-5)
+
+
+# ------------------------------------------------------------------- recognisers
+
+RESNET18 = dict(type='videomac_mm.SparseResNet', depth=18)
+
+
+def recognizer(backbone: dict, **kwargs) -> torch.nn.Module:
+    from mmaction.registry import MODELS
+
+    return MODELS.build(
+        dict(
+            type='Recognizer2D',
+            backbone=backbone,
+            cls_head=dict(type='TSNHead', num_classes=3, in_channels=512),
+            data_preprocessor=dict(type='mmaction.ActionDataPreprocessor'),
+            **kwargs,
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    'backbone',
+    [
+        RESNET18,
+        dict(type='videomac_mm.Sparsified', backbone=dict(type='mmpretrain.ResNet', depth=18)),
+    ],
+    ids=lambda backbone: backbone['type'],
+)
+def test_recognizer2d__unwraps_backbones_that_derive_from_mmpretrain(backbone):
+    model = recognizer(backbone).eval()
+    frames = torch.randn(2, 4, 3, 32, 32)
+    unrepaired = type(model).extract_feat.__wrapped__
+    with pytest.raises(AssertionError, match='x is tuple'):
+        unrepaired(model, frames, stage='head')
+    scores, _ = model.extract_feat(frames, stage='head')
+    (maps,) = model.backbone(frames.flatten(0, 1))
+    expected = model.cls_head.fc_cls(maps.mean((2, 3)).unflatten(0, (2, 4)).mean(1))
+    torch.testing.assert_close(scores, expected)
+
+
+def test_recognizer2d__other_backbones_stay_as_they_are():
+    frames = torch.randn(1, 2, 3, 32, 32)
+    own = recognizer(dict(type='mmaction.ResNet', depth=18, norm_eval=False)).eval()
+    maps, _ = own.extract_feat(frames)
+    assert torch.equal(maps, own.backbone(frames[0])) and own.backbone_from == 'mmaction2'
+    # A neck takes all maps of all frames.
+    pyramid = recognizer(
+        dict(RESNET18, out_indices=(2, 3)),
+        neck=dict(
+            type='mmaction.TPN',
+            in_channels=(256, 512),
+            out_channels=32,
+            spatial_modulation_cfg=dict(in_channels=(256, 512), out_channels=512),
+            temporal_modulation_cfg=dict(downsample_scales=(1, 1)),
+            upsample_cfg=dict(scale_factor=(1, 1, 1)),
+            downsample_cfg=dict(downsample_scale=(1, 1, 1)),
+            level_fusion_cfg=dict(
+                in_channels=(32, 32),
+                mid_channels=(32, 32),
+                out_channels=64,
+                downsample_scales=((1, 1, 1), (1, 1, 1)),
+            ),
+        ),
+    ).eval()
+    maps, _ = pyramid.extract_feat(frames, stage='backbone')
+    assert [x.shape[1] for x in maps] == [256, 512]
+    maps, _ = pyramid.extract_feat(frames)
+    assert maps.shape[:2] == (1, 2048)
+
+
+def test_recognizer2d__unwraps_where_videomac_mm_comes_last():
+    """A whole mmaction2, which has its DRN, imports videomac_mm as it builds the backbone."""
+    run_python(
+        'import sys, types\n'
+        'import torch, mmaction\n'
+        "for name in ('drn', 'drn.drn'):\n"
+        "    name = 'mmaction.models.localizers.' + name\n"
+        '    sys.modules[name] = types.ModuleType(name)\n'
+        'sys.modules[name].DRN = object\n'
+        'from mmaction.registry import MODELS\n'
+        "MODELS.get('Recognizer2D')\n"
+        "assert 'videomac_mm' not in sys.modules\n"
+        'model = MODELS.build(dict(\n'
+        "    type='Recognizer2D',\n"
+        "    backbone=dict(type='videomac_mm.SparseResNet', depth=18),\n"
+        "    cls_head=dict(type='TSNHead', num_classes=3, in_channels=512),\n"
+        "    data_preprocessor=dict(type='mmaction.ActionDataPreprocessor'),\n"
+        '))\n'
+        "scores, _ = model.extract_feat(torch.rand(1, 2, 3, 32, 32), stage='head')\n"
+        'assert scores.shape == (1, 3)'
+    )
 
 
 # --------------------------------------------------------------------- hue jitter

@@ -17,7 +17,7 @@ from videomac_mm.datasets import SyntheticVideo
 from videomac_mm.registry import MODELS, TRANSFORMS
 
 FOLDER = Path(__file__).parents[1] / 'configs' / 'fine_tuning'
-RECOGNITION = sorted((FOLDER / 'action_recognition').glob('*.py'))
+RECOGNITION = sorted((FOLDER / 'action_recognition').glob('finetune_*.py'))
 DETECTION = sorted((FOLDER / 'spatiotemporal_detection').glob('*.py'))
 SIZE, FRAMES, DIMS, DEPTH = 32, 4, 8, 2
 
@@ -469,8 +469,12 @@ def test_detection__builds_with_mmdet(detection_path):
 )
 def test_metafile_names_every_config(folder, paths):
     models = mmengine.load(FOLDER / folder / 'metafile.yml')['Models']
-    assert sorted(model['Name'] for model in models) == [path.stem for path in paths]
-    for model in models:
+    # Those of 2D recognisers have their own test.
+    assert sorted(x['Name'] for x in models) == sorted(
+        path.stem for path in (FOLDER / folder).glob('*.py')
+    )
+    names = [path.stem for path in paths]
+    for model in (model for model in models if model['Name'] in names):
         cfg = config(model['Name'])
         assert model['Config'] == f'configs/fine_tuning/{folder}/{model["Name"]}.py'
         assert model['Metadata']['Epochs'] == cfg.train_cfg.max_epochs

@@ -9,7 +9,7 @@ repaired right after somebody imports them.
 import functools
 import pickle
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -31,7 +31,7 @@ def apply() -> None:
         if finder not in sys.meta_path:
             sys.meta_path.insert(place, finder)
     mmaction_wheel_lacks_drn()
-    mmseg_imports_compiled_mmcv_ops()
+    toolboxes_import_compiled_mmcv_ops()
     weights_only_refuses_history_buffer()
     launcher_needs_cuda()
     ddp_needs_cuda()
@@ -39,6 +39,7 @@ def apply() -> None:
     mmaction_head_scores_in_bfloat16()
     mmcv_hue_jitter_overflows()
     mmaction_hue_jitter_overflows()
+    mmaction_leaves_features_in_a_tuple()
 
 
 # ------------------------------------------------------------------ the repairs
@@ -64,8 +65,8 @@ def mmaction_wheel_lacks_drn() -> None:
     _stand_ins.offer('mmaction.models.localizers.drn.drn', fill)
 
 
-def mmseg_imports_compiled_mmcv_ops() -> None:
-    """mmsegmentation 1.2.2: imports compiled ops at start, absent from mmcv-lite."""
+def toolboxes_import_compiled_mmcv_ops() -> None:
+    """mmsegmentation 1.2, mmdet 3.3, mmpose 1.3: import ops that mmcv-lite lacks."""
 
     def fill(module: ModuleType) -> None:
         def missing_op(name: str) -> Callable:
@@ -81,7 +82,17 @@ def mmseg_imports_compiled_mmcv_ops() -> None:
 
     # Everybody else asks for the ops inside try/except ImportError and must go on
     # hearing the truth.
-    _stand_ins.offer('mmcv._ext', fill, only_with='mmseg')
+    _stand_ins.offer('mmcv._ext', fill, only_with=('mmseg', 'mmdet', 'mmpose'))
+
+    def repair(module: ModuleType) -> None:
+        # Heard the truth before mmdet came, and went on without the name that mmdet asks it for.
+        transformer = sys.modules.get('mmcv.cnn.bricks.transformer')
+        if transformer and not hasattr(transformer, 'MultiScaleDeformableAttention'):
+            from mmcv.ops import MultiScaleDeformableAttention
+
+            transformer.MultiScaleDeformableAttention = MultiScaleDeformableAttention
+
+    _after_import.run('mmdet', repair)
 
 
 def weights_only_refuses_history_buffer() -> None:
@@ -242,6 +253,32 @@ def mmaction_hue_jitter_overflows() -> None:
         _after_import.run('mmaction.datasets.transforms.processing', repair)
 
 
+def mmaction_leaves_features_in_a_tuple() -> None:
+    """mmaction2 1.2: unwraps what backbones of mmpretrain return by the name of their type.
+
+    ``Recognizer2D`` looks for 'mmpretrain.' at its beginning; subclasses in other packages
+    return the same tuples of one map, and no head takes a tuple.
+    """
+
+    def repair(module: ModuleType) -> None:
+        def make(original: Callable) -> Callable:
+            def extract_feat(self: Any, *args: Any, **kwargs: Any) -> Any:
+                # Whoever has such a backbone has loaded this module.
+                home = sys.modules.get('mmpretrain.models.backbones.base_backbone')
+                is_its = home is not None and isinstance(self.backbone, home.BaseBackbone)
+                # Necks want tuples.
+                if is_its and self.backbone_from == 'mmaction2' and not self.with_neck:
+                    self.backbone_from = 'mmpretrain'
+                return original(self, *args, **kwargs)
+
+            return extract_feat
+
+        _replace(module.Recognizer2D, 'extract_feat', make)
+
+    # Not `__init__`: the registry may import videomac_mm for the first time while that runs.
+    _after_import.run('mmaction.models.recognizers.recognizer2d', repair)
+
+
 # --------------------------------------------------------------- their machinery
 
 
@@ -286,20 +323,20 @@ class _StandIns(MetaPathFinder, Loader):
     """Answers for modules that nobody else has; last on ``sys.meta_path``."""
 
     def __init__(self) -> None:
-        self._offers: dict[str, tuple[Callable[[ModuleType], None], str | None]] = {}
+        self._offers: dict[str, tuple[Callable[[ModuleType], None], Sequence[str]]] = {}
 
     def offer(
         self,
         name: str,
         fill: Callable[[ModuleType], None],
-        only_with: str | None = None,
+        only_with: Sequence[str] = (),
     ) -> None:
-        """Make ``name`` importable; ``only_with``: only once that module is loading."""
+        """Make ``name`` importable; ``only_with``: only once one of these is loading."""
         self._offers[name] = (fill, only_with)
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        _, only_with = self._offers.get(name, (None, None))
-        if name not in self._offers or (only_with and only_with not in sys.modules):
+        _, only_with = self._offers.get(name, (None, ()))
+        if name not in self._offers or (only_with and sys.modules.keys().isdisjoint(only_with)):
             return None
         return ModuleSpec(name, self, origin='videomac_mm.compat', is_package=True)
 

@@ -2,6 +2,7 @@ from videomac_mm.models.backbones.conv_vit import ConvVisionTransformer
 from videomac_mm.models.backbones.sparse_convnext import SparseConvNeXt
 from videomac_mm.models.backbones.sparse_resnet import SparseResNet
 from videomac_mm.models.backbones.sparsified import Sparsified
+from videomac_mm.models.backbones.temporal_shift import TemporalShifted
 from videomac_mm.models.backbones.video_vit import VideoVisionTransformer
 from videomac_mm.models.gathered_batch_norm import GatheredBatchNorm1d
 from videomac_mm.models.heads.pixel_head import PixelHead
@@ -41,6 +42,7 @@ __all__ = [
     'SparseResNet',
     'Sparsified',
     'TargetNetwork',
+    'TemporalShifted',
     'TokenDecoder',
     'TubeMask',
     'VideoMAC',

@@ -1,0 +1,12 @@
+# Fine-tuning of VideoMAC's ResNet-50; all else as ConvNeXt's.
+_base_ = './recognition_2d_convnext.py'
+
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='videomac_mm.SparseResNet',
+        depth=50,
+        variant='videomac',
+    ),
+    cls_head=dict(in_channels=2048),
+)
