@@ -52,7 +52,8 @@ def version() -> str:
 # other, so neither is forced on anybody: this extra is for those who have none.
 lite = ['mmcv-lite>=2.0.1,<2.2']
 weights = ['safetensors']  # what tools/convert_weights.py can read and write besides
-tests = ['pytest>=7', 'ruff', 'timm>=1', *weights, *lite]
+segmentation = ['mmsegmentation>=1.2,<2', 'ftfy', 'regex']  # it imports both, but asks for neither
+tests = ['pytest>=7', 'ruff', 'timm>=1', *weights, *segmentation, *lite]
 
 setup(
     name=PACKAGE,
@@ -90,6 +91,7 @@ setup(
     extras_require={
         'lite': lite,
         'weights': weights,
+        'segmentation': segmentation,
         'tests': tests,
         'all': [*tests, 'tensorboard'],
     },
