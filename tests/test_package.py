@@ -125,6 +125,31 @@ def test_config_names__are_unique(root):
     assert sorted(names) == sorted(set(names))
 
 
+def test_configs__every_one_takes_steps_in_a_test(root):
+    """Each of the parametrised tests of a family takes the configs of its folder, or some."""
+    pytest.importorskip('mmseg', reason='tests of its configs need mmsegmentation')
+    from tests import (
+        test_configs,
+        test_fine_tuning_configs,
+        test_image_classification_configs,
+        test_label_propagation_configs,
+        test_recognition_2d_configs,
+        test_segmentation_configs,
+    )
+
+    tested = [
+        *test_configs.CONFIGS,
+        *test_fine_tuning_configs.RECOGNITION,
+        *test_fine_tuning_configs.DETECTION,
+        *test_image_classification_configs.CONFIGS,
+        *test_label_propagation_configs.CONFIGS,
+        *test_recognition_2d_configs.CONFIGS,
+        *test_segmentation_configs.CONFIGS,
+    ]
+    files = [path for path in (root / 'configs').rglob('*.py') if '_base_' not in path.parts]
+    assert sorted(tested) == sorted(files)
+
+
 def test_model_index__names_existing_configs(root):
     index = mmengine.load(root / 'model-index.yml')
     assert index['Import']
