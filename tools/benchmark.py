@@ -38,6 +38,7 @@ from torch import Tensor, nn
 from videomac_mm.models import SparseConvNeXt, SparseResNet, VideoMAC, VideoVisionTransformer
 from videomac_mm.models.propagation import ContextFrames, Window, propagate_densely
 from videomac_mm.registry import DATASETS, MODELS
+from videomac_mm.sparse import VisiblePatches
 from videomac_mm.sparse.masked_dense import masked_dense
 
 CONFIGS = Path(__file__).resolve().parent.parent / 'configs'
@@ -316,11 +317,11 @@ def counterpart_note(model: nn.Module | None, backbone: nn.Module) -> str:
     return f'{name} with the same weights'
 
 
-def set_active(_, args: tuple[Tensor, Tensor]) -> Tensor:
+def set_active(_, args: tuple[Tensor, VisiblePatches | Tensor]) -> Tensor:
     """Tell mmpretrain's layers the mask, and hide pixels as its SparK does."""
     from mmpretrain.models.utils import SparseHelper
 
-    images, mask = args
+    images, mask = args[0], VisiblePatches.of(args[1]).mask
     SparseHelper._cur_active = active = ~mask[:, None]
     factor = images.shape[-1] // mask.shape[-1]
     return images * active.repeat_interleave(factor, 2).repeat_interleave(factor, 3)

@@ -4,7 +4,7 @@ from mmpretrain.registry import MODELS as MMPRETRAIN
 
 from tests.masks import expand, random_mask
 from videomac_mm.registry import MODELS
-from videomac_mm.sparse import PatchDropPath
+from videomac_mm.sparse import PatchDropPath, VisiblePatches
 from videomac_mm.sparse.masked_dense import masked_dense
 
 TINY = dict(depths=[1, 1, 2, 1], channels=[8, 12, 16, 20])
@@ -81,6 +81,16 @@ def test_sparse__equals_masked_dense(name, which):
     ]
     for got, want in zip([*sparse, *grads[0]], [*dense, *grads[1]]):
         torch.testing.assert_close(got, want, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize('name', BACKBONES)
+def test_sparse__takes_the_geometry_in_place_of_the_mask(name):
+    backbone = build(name)
+    mask = random_mask(2, (2, 2), 2)
+    images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    patches = VisiblePatches(mask)
+    for _ in range(2):  # the second time, every table is there
+        assert torch.equal(backbone(images, patches)[-1], backbone(images, mask)[-1])
 
 
 @pytest.mark.parametrize('name', BACKBONES)

@@ -4,6 +4,7 @@ import torch
 from tests.masks import expand, random_mask
 from videomac_mm.models import RandomPatchMask, VideoMAC
 from videomac_mm.registry import MODELS
+from videomac_mm.sparse import VisiblePatches
 
 
 def build(backbone: dict = None, **kwargs) -> VideoMAC:
@@ -60,6 +61,18 @@ def test_loss__is_the_sum_of_three_hand_computed_terms(model, clips):
     consistency = (preds[0] - preds[1]).square().mean(-1)[mask.flatten(1)].mean()
     for got, want in zip(losses.values(), [*errors, consistency]):
         torch.testing.assert_close(got, want)
+
+
+def test_loss__both_networks_share_the_tables_of_the_mask(model, clips, monkeypatch):
+    masks = []
+    build_patches = VisiblePatches.__init__
+    monkeypatch.setattr(
+        VisiblePatches,
+        '__init__',
+        lambda self, mask: [masks.append(mask), build_patches(self, mask)][1],
+    )
+    model.loss(clips)
+    assert len(masks) == 1
 
 
 def test_loss__hidden_pixels_reach_the_target_values_only(model, clips):

@@ -43,11 +43,17 @@ class VisiblePatches:
                 f'mask of shape {tuple(mask.shape)} hides every patch; at least one per '
                 'image must be visible'
             )
+        self.mask = mask
         self.batch_size, *grid = mask.shape
         self.grid: tuple[int, int] = tuple(grid)
         self.num_visible = fewest
         self._visible = (~mask).nonzero().unbind(1)  # image, row, column: each (B*K,)
         self._tables = {}
+
+    @classmethod
+    def of(cls, mask: 'Tensor | VisiblePatches') -> 'VisiblePatches':
+        """The geometry of a mask; what already is one is given back, with its tables."""
+        return mask if isinstance(mask, cls) else cls(mask)
 
     def pack(self, maps: Tensor, stride: int = 1) -> Tensor:
         """Take the visible tiles out of dense maps.

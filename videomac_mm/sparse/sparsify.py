@@ -82,14 +82,14 @@ class MaskAware:
     """
 
     def forward(
-        self, x: Tensor, mask: Tensor | None = None
+        self, x: Tensor, mask: Tensor | VisiblePatches | None = None
     ) -> Tensor | tuple[Tensor, ...] | list[Tensor]:
         """Compute the features of dense images, or of their visible patches.
 
         Args:
             x (B, C, H, W): images. With a mask, H and W are whole and equal multiples of
                 its grid, and its patches whole multiples of the network's stride.
-            mask (B, h, w): bool, True = hidden.
+            mask (B, h, w): bool, True = hidden; or its `VisiblePatches`.
 
         Returns:
             What the dense network returns: maps (B, C, H/stride, W/stride), zero where
@@ -100,7 +100,7 @@ class MaskAware:
         """
         if mask is None:
             return super().forward(x)
-        return self._forward_visible(x, VisiblePatches(mask))
+        return self._forward_visible(x, VisiblePatches.of(mask))
 
     # A new module tree in every call is nothing that a graph compiler could keep.
     @torch.compiler.disable

@@ -197,13 +197,14 @@ class SparseConvNeXt(ConvNeXt):
         self.to(memory_format=torch.channels_last)
         self._freeze_stages()
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
+    def forward(self, x: Tensor, mask: Tensor | VisiblePatches | None = None) -> tuple[Tensor, ...]:
         """Compute the features of dense images, or of their visible patches.
 
         Args:
             x (B, C, H, W): images. With a mask, H and W are whole and equal multiples of
                 its grid, and its patches whole multiples of the network's stride.
-            mask (B, h, w): bool, True = hidden.
+            mask (B, h, w): bool, True = hidden; or its `VisiblePatches`, whose tables
+                then serve every network that gets them.
 
         Returns:
             For each of ``out_indices`` a map (B, C, H/stride, W/stride), zero where hidden;
@@ -215,7 +216,7 @@ class SparseConvNeXt(ConvNeXt):
         patches = None
         x = x.contiguous(memory_format=torch.channels_last)
         if mask is not None:
-            patches = VisiblePatches(mask)
+            patches = VisiblePatches.of(mask)
             x = patches.pack(x, self.stride)
         outs = []
         for stage, blocks in zip(range(max(self.out_indices) + 1), self.stages):

@@ -126,13 +126,14 @@ class SparseResNet(ResNet):
         """Build one stage; called by ``mmpretrain.ResNet``."""
         return super().make_res_layer(act_cfg=self.act_cfg, **kwargs)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
+    def forward(self, x: Tensor, mask: Tensor | VisiblePatches | None = None) -> tuple[Tensor, ...]:
         """Compute the features of dense images, or of their visible patches.
 
         Args:
             x (B, C, H, W): images. With a mask, H and W are whole and equal multiples of
                 its grid, and its patches whole multiples of the network's stride.
-            mask (B, h, w): bool, True = hidden.
+            mask (B, h, w): bool, True = hidden; or its `VisiblePatches`, whose tables
+                then serve every network that gets them.
 
         Returns:
             For each of ``out_indices`` a map (B, C, H/stride, W/stride), zero where hidden.
@@ -143,7 +144,7 @@ class SparseResNet(ResNet):
         patches = None
         x = x.contiguous(memory_format=torch.channels_last)
         if mask is not None:
-            patches = VisiblePatches(mask)
+            patches = VisiblePatches.of(mask)
             x = patches.pack(x, stride=4 * math.prod(self.strides))
         if self.variant == 'standard':
             x = self.relu(self.norm1(self.conv1(x, patches)))

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from videomac_mm.models.pixels import to_pixels
 from videomac_mm.models.target_network import TargetNetwork
 from videomac_mm.registry import MODELS, TASK_UTILS
+from videomac_mm.sparse import VisiblePatches
 
 
 @MODELS.register_module()
@@ -19,7 +20,8 @@ class VideoMAC(BaseSelfSupervisor):
     online network is drawn to what the target predicts. `TargetEMAHook` moves the target.
 
     Args:
-        backbone: a sparse encoder, ``forward(x, mask) -> tuple`` of maps.
+        backbone: a sparse encoder, ``forward(x, mask) -> tuple`` of maps, where ``mask`` is
+            given as `VisiblePatches`.
         neck: the decoder, ``forward(x, mask) -> (B, L, P)``.
         head: `PixelHead`.
         mask_generator: Defaults to `RandomPatchMask`: 32-pixel patches, 75 % hidden.
@@ -126,9 +128,10 @@ class VideoMAC(BaseSelfSupervisor):
         return self.backbone(inputs, mask)
 
     def _predict(self, frame: Tensor, later_frame: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        pred = self.neck(self.backbone(frame, mask)[-1], mask)
+        patches = VisiblePatches(mask)  # its tables serve both networks
+        pred = self.neck(self.backbone(frame, patches)[-1], mask)
         with torch.no_grad():
-            features = self.target.backbone(later_frame, mask)[-1]
+            features = self.target.backbone(later_frame, patches)[-1]
             target_pred = self.target.neck(features, mask)
         return pred, target_pred
 
