@@ -1,14 +1,9 @@
-# As recognition_2d_resnet.py, with the shift of TSM (arXiv 1811.08383).
-_base_ = './recognition_2d_resnet.py'
+# VideoMAC's ResNet-50 with the shift of TSM; all else as ConvNeXt's.
+_base_ = './recognition_2d_convnext_shifted.py'
 
 model = dict(
     backbone=dict(
-        _delete_=True,
-        type='videomac_mm.TemporalShifted',
-        backbone=_base_.model.backbone,
-        num_segments=8,
+        backbone=dict(_delete_=True, type='videomac_mm.SparseResNet', depth=50, variant='videomac'),
     ),
-    cls_head=dict(type='mmaction.TSMHead', num_segments=8),
+    cls_head=dict(in_channels=2048),
 )
-optim_wrapper = dict(optimizer=dict(lr=5e-4 * 128 / 256))
-auto_scale_lr = dict(base_batch_size=128)
