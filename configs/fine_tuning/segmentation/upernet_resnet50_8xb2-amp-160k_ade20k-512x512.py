@@ -1,6 +1,6 @@
 # The modified ResNet-50 of VideoMAC, by the recipe of ConvNeXt-V2-T, which is about its size.
-# For pre-trained weights alone: while all biases are zero, as at the start, padded borders have no
-# variance, and every LayerNorm takes their gradients a thousand times, to infinity.
+# For pre-trained weights: with biases of zero, as at the start, padded borders have no variance,
+# and every LayerNorm multiplies their gradients by a thousand (a small network overflowed so).
 _base_ = './upernet_convnextv2-tiny_8xb2-amp-160k_ade20k-512x512.py'
 model = dict(
     backbone=dict(
