@@ -4,10 +4,20 @@ from os import PathLike
 
 import torch
 
-from videomac_mm.models import SparseConvNeXt
+from videomac_mm.models import SparseConvNeXt, SparseResNet
+from videomac_mm.models.backbones.sparse_resnet import SparseBottleneck
 from videomac_mm.registry import MODELS
 
 CHANNELS = [4, 6, 8, 10]
+
+
+def convnet_channels(backbone: dict) -> int:
+    """Channels of the last stage of a `SparseConvNeXt` or `SparseResNet`."""
+    if backbone['type'] == 'videomac_mm.SparseResNet':
+        block, _ = SparseResNet.arch_settings[backbone['depth']]
+        return backbone.get('base_channels', 64) * 8 * (4 if block is SparseBottleneck else 1)
+    arch = backbone['arch']
+    return (SparseConvNeXt.arch_settings[arch] if isinstance(arch, str) else arch)['channels'][-1]
 
 
 def shrink_backbone(backbone: dict) -> int:
@@ -18,10 +28,11 @@ def shrink_backbone(backbone: dict) -> int:
     """
     if backbone['type'] == 'videomac_mm.SparseResNet':
         backbone.update(base_channels=4, stem_channels=4)
-        return 4 * 8 * 4
-    depths = SparseConvNeXt.arch_settings[backbone['arch']]['depths']
-    backbone['arch'] = dict(depths=[1] * len(depths), channels=CHANNELS)
-    return CHANNELS[-1]
+    else:
+        arch = SparseConvNeXt.arch_settings[backbone['arch']]
+        stages = len(arch['depths'])
+        backbone['arch'] = {**arch, 'depths': [1] * stages, 'channels': CHANNELS[-stages:]}
+    return convnet_channels(backbone)
 
 
 def write_pretraining_checkpoint(backbone: dict, path: str | PathLike) -> dict[str, torch.Tensor]:
@@ -31,13 +42,12 @@ def write_pretraining_checkpoint(backbone: dict, path: str | PathLike) -> dict[s
     """
     encoder = {key: value for key, value in backbone.items() if key != 'frozen_stages'}
     encoder.update(drop_path_rate=0.0, out_indices=(3,))
-    probe = MODELS.build(encoder)(torch.zeros(1, 3, 32, 32))
     model = dict(
         type='videomac_mm.VideoMAC',
         backbone=encoder,
         neck=dict(
             type='videomac_mm.MaskTokenDecoder',
-            in_channels=probe[-1].shape[1],
+            in_channels=convnet_channels(encoder),
             embed_dims=4,
             patch_size=32,
         ),

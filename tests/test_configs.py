@@ -12,9 +12,8 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from tests.pretraining import convnet_channels, shrink_backbone
 from videomac_mm.datasets import SyntheticVideo
-from videomac_mm.models import SparseConvNeXt, SparseResNet
-from videomac_mm.models.backbones.sparse_resnet import SparseBottleneck
 from videomac_mm.registry import MODELS, TASK_UTILS
 
 ROOT = Path(__file__).parents[1]
@@ -101,22 +100,11 @@ def last_channels(backbone: dict) -> int:
     if 'embed_dims' in backbone:
         dims = backbone['embed_dims']
         return dims if isinstance(dims, int) else dims[-1]
-    if backbone['type'] == 'videomac_mm.SparseResNet':
-        block, _ = SparseResNet.arch_settings[backbone['depth']]
-        return backbone.get('base_channels', 64) * 8 * (4 if block is SparseBottleneck else 1)
-    arch = backbone['arch']
-    return (SparseConvNeXt.arch_settings[arch] if isinstance(arch, str) else arch)['channels'][-1]
+    return convnet_channels(backbone)
 
 
 def shrink_videomac(model: Config) -> None:
-    backbone = model.backbone
-    if backbone.type == 'videomac_mm.SparseResNet':
-        backbone.update(base_channels=4, stem_channels=4)
-    else:
-        arch = SparseConvNeXt.arch_settings[backbone.arch]
-        stages = len(arch['depths'])
-        backbone.arch = {**arch, 'depths': [1] * stages, 'channels': [4, 6, 8, 10][-stages:]}
-    model.neck.update(in_channels=last_channels(backbone), embed_dims=4)
+    model.neck.update(in_channels=shrink_backbone(model.backbone), embed_dims=4)
 
 
 def shrink_vit(model: Config) -> None:

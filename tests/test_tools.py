@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mmcv
 import mmengine
+import numpy as np
 import pytest
 import torch
 
@@ -49,3 +51,31 @@ def test_dist_train_then_resume_then_test(tmp_path, root):
     (metrics,) = (tmp_path / 'work').glob('2*/2*.json')
     assert json.loads(metrics.read_text())['toy/count'] == 16
     assert len(mmengine.load(tmp_path / 'out.pkl')) == 16
+
+
+def test_prepare_synthetic__writes_the_layout_of_each_toolbox(tmp_path, root):
+    tool = [sys.executable, root / 'tools/prepare_synthetic.py']
+    run([*tool, 'data', '--share', '0.01'], tmp_path)
+    data = tmp_path / 'data'
+    for split, numbers in (('train', (20, 4, 10)), ('val', (4, 1, 2))):
+        images = list((data / 'images' / split).glob('[0-3]/*.png'))
+        lines = (data / 'videos' / f'{split}.txt').read_text().splitlines()
+        maps = sorted((data / 'segmentation/annotations' / split).glob('*.png'))
+        assert (len(images), len(lines), len(maps)) == numbers
+        for line in lines:
+            name, label = line.split()
+            assert int(label) in range(4)
+            video = mmcv.VideoReader(str(data / 'videos' / split / name))
+            assert (len(video), video.resolution) == (24, (112, 112))
+        for path in maps:
+            ids = mmcv.imread(path, 'unchanged')
+            assert ids.shape == (112, 112) and ids.dtype == np.uint8
+            assert len(np.unique(ids)) > 1 and set(np.unique(ids)) <= set(range(5))
+            picture = mmcv.imread(data / 'segmentation/images' / split / path.name)
+            assert picture.shape == (112, 112, 3)
+    first = (data / 'images/train').rglob('00000.png')
+    before = next(first).read_bytes()
+    run([*tool, 'again', '--share', '0.01'], tmp_path)
+    assert next((tmp_path / 'again/images/train').rglob('00000.png')).read_bytes() == before
+    with pytest.raises(AssertionError, match='data exists already'):
+        run([*tool, 'data'], tmp_path)
