@@ -53,7 +53,11 @@ def version() -> str:
 lite = ['mmcv-lite>=2.0.1,<2.2']
 weights = ['safetensors']  # what tools/convert_weights.py can read and write besides
 segmentation = ['mmsegmentation>=1.2,<2', 'ftfy', 'regex']  # it imports both, but asks for neither
-tests = ['pytest>=7', 'ruff', 'timm>=1', *weights, *segmentation, *lite]
+# Its inner functions are called, hence the exact version. Wheels exist for this platform alone;
+# on GPUs spconv-cu126 takes the place of spconv: they are two distributions of one package.
+spconv = ["spconv==2.3.8; sys_platform == 'linux' and platform_machine == 'x86_64'"]
+av = ['av>=17']  # PyAV, the faster reader of video files; 16 takes all colours for BT.601
+tests = ['pytest>=7', 'ruff', 'timm>=1', *av, *weights, *segmentation, *spconv, *lite]
 
 setup(
     name=PACKAGE,
@@ -70,6 +74,7 @@ setup(
         'Topic :: Scientific/Engineering :: Artificial Intelligence',
     ],
     packages=find_namespace_packages(include=[PACKAGE, f'{PACKAGE}.*'], exclude=['*.__pycache__']),
+    package_data={f'{PACKAGE}.sparse': ['*.cpp']},
     cmdclass={'build_py': BuildWithMim},
     python_requires='>=3.10',
     install_requires=[
@@ -90,8 +95,10 @@ setup(
     ],
     extras_require={
         'lite': lite,
+        'av': av,
         'weights': weights,
         'segmentation': segmentation,
+        'spconv': spconv,
         'tests': tests,
         'all': [*tests, 'tensorboard'],
     },

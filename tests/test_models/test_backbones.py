@@ -4,9 +4,10 @@ from mmpretrain.registry import MODELS as MMPRETRAIN
 
 from tests.masks import expand, random_mask
 from videomac_mm.registry import MODELS
-from videomac_mm.sparse import PatchDropPath, VisiblePatches
+from videomac_mm.sparse import PatchDropPath, VisiblePatches, cpu_kernels, spconv
 from videomac_mm.sparse.masked_dense import masked_dense
 
+EIGHTS = dict(depths=[1, 1, 2, 1], channels=[8, 16, 24, 32])  # what the kernels want
 TINY = dict(depths=[1, 1, 2, 1], channels=[8, 12, 16, 20])
 BACKBONES = {
     'convnext-v1': dict(type='SparseConvNeXt', arch=TINY, layer_scale_init_value=0.5),
@@ -355,3 +356,64 @@ def test_bad_sizes__are_named(name):
         backbone(torch.zeros(1, 3, 60, 65).double(), mask)
     with pytest.raises(ValueError, match='patches of 16 pixels are no.*stride of 32'):
         backbone(torch.zeros(1, 3, 32, 32).double(), mask)
+
+
+def has_spconv() -> bool:
+    try:
+        spconv.check_available()
+    except ImportError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize('backend', ['auto', 'torch', 'spconv'])
+@pytest.mark.parametrize(
+    'cfg',
+    [
+        dict(type='SparseConvNeXt', arch=EIGHTS, use_grn=True, stage_norm='inline'),
+        dict(
+            type='SparseConvNeXt', arch=EIGHTS, use_grn=True, stage_norm='inline', grn_scope='batch'
+        ),
+        dict(type='SparseResNet', depth=18, base_channels=8, variant='videomac', stem_channels=8),
+        dict(type='SparseResNet', depth=50, base_channels=8, variant='videomac', stem_channels=8),
+    ],
+    ids=['convnext', 'convnext-batch', 'resnet18', 'resnet50'],
+)
+def test_conv_backend__equals_the_masked_dense_network_in_single_precision(cfg, backend):
+    if backend == 'spconv' and not has_spconv():
+        pytest.skip('spconv is not installed')
+    torch.manual_seed(0)
+    network = MODELS.build(dict(cfg, conv_backend=backend, out_indices=(1, 3)))
+    for param in network.parameters():  # what starts at zero would hide mistakes
+        torch.nn.init.normal_(param, std=0.5 if param.ndim == 1 else 0.1)
+    mask = random_mask(2, (3, 3), 4)
+    images = torch.randn(2, 3, 96, 96)
+
+    def run(*args) -> tuple[list, list]:
+        outs = network(images, *args)
+        weights = [torch.linspace(-1, 1, out.numel()).view_as(out) for out in outs]
+        loss = sum((out * weight).sum() for out, weight in zip(outs, weights))
+        return list(outs), list(torch.autograd.grad(loss, list(network.parameters())))
+
+    sparse, sparse_grads = run(mask)
+    with masked_dense(network, mask):
+        dense, dense_grads = run()
+
+    for got, wanted in zip(sparse + sparse_grads, dense + dense_grads):
+        scale = wanted.abs().max().clamp(min=1e-6)
+        torch.testing.assert_close(got / scale, wanted / scale, atol=1e-4, rtol=0)
+
+
+def test_conv_backend__torch_runs_no_kernel(monkeypatch):
+    monkeypatch.setattr(cpu_kernels, '_call', lambda name, *args: pytest.fail(f'{name} was run'))
+    for cfg in (
+        dict(type='SparseConvNeXt', arch=EIGHTS, use_grn=True),
+        dict(type='SparseResNet', depth=50, base_channels=8, variant='videomac', stem_channels=8),
+    ):
+        network = MODELS.build(dict(cfg, conv_backend='torch'))
+        network(torch.randn(1, 3, 64, 64), random_mask(1, (2, 2), 1))[0].sum().backward()
+
+
+def test_conv_backend__of_another_name_is_refused():
+    with pytest.raises(ValueError, match="conv_backend must be one of .*, got 'minkowski'"):
+        MODELS.build(dict(type='SparseResNet', depth=18, conv_backend='minkowski'))

@@ -273,3 +273,23 @@ def test_mask__that_would_hide_all_or_nothing_is_refused():
         RandomPatchMask(32, 0.9)(torch.empty(1, 3, 64, 64))
     with pytest.raises(ValueError, match='patch_size must be at least 1 pixel, got 0'):
         RandomPatchMask(0)
+
+
+def test_compile__of_the_whole_step_makes_few_graphs(model, clips):
+    from torch._dynamo.utils import counters
+
+    mask = random_mask(2, (3, 2), 2)
+    wanted = gradients(model, model.loss(clips, mask=mask))
+    torch._dynamo.reset()
+    counters.clear()
+    step = torch.compile(model.loss, backend='eager', dynamic=False)
+
+    step(clips)
+    num_graphs = counters['stats']['unique_graphs']
+    for _ in range(2):
+        step(clips)
+
+    assert num_graphs <= 3  # before, and after, the visible patches of a mask are counted
+    assert counters['stats']['unique_graphs'] == num_graphs
+    for got, want in zip(gradients(model, step(clips, mask=mask)), wanted):
+        torch.testing.assert_close(got, want)

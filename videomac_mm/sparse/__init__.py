@@ -1,4 +1,4 @@
-"""Masked ConvNets on their visible patches alone: plain torch, no registry, no config."""
+"""Masked ConvNets on their visible patches alone: no registry, no config."""
 
 from videomac_mm.sparse.modules import (
     LayerNorm2d,
@@ -6,7 +6,9 @@ from videomac_mm.sparse.modules import (
     PatchDropPath,
     PatchGRN,
     PatchMaxPool2d,
+    is_exact_gelu,
     patchify,
+    set_conv_backend,
 )
 from videomac_mm.sparse.patches import VisiblePatches
 from videomac_mm.sparse.sparsify import MaskAware, sparsify
@@ -19,6 +21,8 @@ __all__ = [
     'PatchGRN',
     'PatchMaxPool2d',
     'VisiblePatches',
+    'is_exact_gelu',
     'patchify',
+    'set_conv_backend',
     'sparsify',
 ]

@@ -5,53 +5,48 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from videomac_mm.sparse import cpu_kernels
+
 # Work in pieces of this many numbers (4 MiB), which stay in the cache.
 _PIECE = 2**20
 
 
 class Gather(torch.autograd.Function):
-    """Take rows, ``(R, C) -> (M, C)``, with an adjoint that is a gather itself.
+    """Sums of rows, ``(R, C) -> (M, C)``, with an adjoint that is one itself.
 
     Torch's own adjoint of ``index_select`` adds row after row.
 
     Args:
         rows (R, C): what to take.
-        table (M,): which row to take; R stands for a row of ``fill``.
-        adjoint (R, n): where in ``table`` each row occurs, filled up with M.
+        table (M, n): which n rows to add up; R stands for a row of ``fill``.
+        adjoint (R, m): in which m rows of the result each row occurs, filled up with M.
         fill: value of the sites that are no row's.
+        kernels: whether `cpu_kernels` may be used.
 
     Source: own.
     """
 
     @staticmethod
-    def forward(ctx, rows: Tensor, table: Tensor, adjoint: Tensor, fill: float) -> Tensor:
+    def forward(
+        ctx, rows: Tensor, table: Tensor, adjoint: Tensor, fill: float, kernels: bool
+    ) -> Tensor:
         ctx.save_for_backward(table, adjoint)
-        return _take(rows, table, fill)
+        ctx.kernels = kernels
+        return _take(rows, table, fill, kernels)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         table, adjoint = ctx.saved_tensors
-        return _GatherSum.apply(grad, adjoint, table), None, None, None
+        return Gather.apply(grad, adjoint, table, 0.0, ctx.kernels), None, None, None, None
 
 
-class _GatherSum(torch.autograd.Function):
-    """``(M, C) -> (R, C)``: the sum of the rows ``table[r, :]``; the adjoint of `Gather`."""
-
-    @staticmethod
-    def forward(ctx, rows: Tensor, table: Tensor, adjoint: Tensor) -> Tensor:
-        ctx.save_for_backward(table, adjoint)
-        taken = _take(rows.contiguous(), table.flatten(), 0.0)
-        return taken.view(*table.shape, rows.shape[1]).sum(1)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
-        table, adjoint = ctx.saved_tensors
-        return Gather.apply(grad.contiguous(), adjoint, table, 0.0), None, None
-
-
-def _take(rows: Tensor, table: Tensor, fill: float) -> Tensor:
+def _take(rows: Tensor, table: Tensor, fill: float, kernels: bool) -> Tensor:
+    rows = rows.contiguous()
+    if kernels and cpu_kernels.available(rows):
+        return cpu_kernels.take(rows, table, fill)
     rows = torch.cat([rows, rows.new_full((1, rows.shape[1]), fill)])
-    return rows.index_select(0, table)
+    taken = rows.index_select(0, table.flatten())
+    return taken if table.shape[1] == 1 else taken.view(*table.shape, -1).sum(1)
 
 
 class DepthwiseConv2d(torch.autograd.Function):
@@ -119,26 +114,115 @@ class ResponseNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Tensor:
-        # Of a sum over thousands of sites; `tiny` keeps the gradient of the root finite in a
-        # channel that is zero everywhere.
         wide = torch.promote_types(x.dtype, torch.float32)
         energy = x.to(wide).square().sum(1, keepdim=True)  # (G, 1, C)
-        response = (energy + torch.finfo(wide).tiny).sqrt()
-        mean = response.mean(-1, keepdim=True) + eps
+        response, mean, scale = _respond(energy, gamma, eps)
         ctx.save_for_backward(x, gamma, response, mean)
-        scale = 1 + gamma * response / mean
         return torch.addcmul(beta.to(x.dtype), scale.to(x.dtype), x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         x, gamma, response, mean = ctx.saved_tensors
-        wide = response.dtype
-        normed = response / mean
-        to_scale = (grad * x).sum(1, keepdim=True, dtype=wide)  # (G, 1, C)
-        to_normed = to_scale * gamma
-        # The response of a channel moves the mean of all.
-        to_response = (to_normed - (to_normed * normed).mean(-1, keepdim=True)) / mean
-        to_x = (grad * (1 + gamma * normed)).addcmul_(x, to_response / response).to(x.dtype)
-        to_gamma = (to_scale * normed).sum((0, 1))
-        return to_x, to_gamma, grad.sum((0, 1), dtype=wide), None
+        to_scale = (grad * x).sum(1, keepdim=True, dtype=response.dtype)  # (G, 1, C)
+        scale, slope, to_gamma = _respond_backward(to_scale, gamma, response, mean)
+        to_x = (grad * scale).addcmul_(x, slope).to(x.dtype)
+        return to_x, to_gamma, grad.sum((0, 1), dtype=response.dtype), None
+
+
+def _respond(energy: Tensor, gamma: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """From sums of squares (G, 1, C): responses, their mean over channels, and the scale."""
+    # `tiny` keeps the gradient of the root finite in a channel that is zero everywhere.
+    response = (energy + torch.finfo(energy.dtype).tiny).sqrt()
+    mean = response.mean(-1, keepdim=True) + eps
+    return response, mean, 1 + gamma * response / mean
+
+
+def _respond_backward(
+    to_scale: Tensor, gamma: Tensor, response: Tensor, mean: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What the gradient of a GRN's input is made of: ``grad * scale + x * slope``; and gamma's."""
+    normed = response / mean
+    to_normed = to_scale * gamma
+    # The response of a channel moves the mean of all.
+    to_response = (to_normed - (to_normed * normed).mean(-1, keepdim=True)) / mean
+    return 1 + gamma * normed, to_response / response, (to_scale * normed).sum((0, 1))
+
+
+class GeluResponseNormLinear(torch.autograd.Function):
+    """GELU, `ResponseNorm` and a linear layer on the CPU, in few passes over the wide tensors.
+
+    The result of the norm is not kept for the backward pass but computed again.
+
+    Args:
+        x (G, S, C): S sites in each of G groups, for which `cpu_kernels` are available.
+        gamma, beta (C,), eps: of the norm.
+        weight (C', C), bias (C',): of the layer.
+
+    Returns:
+        (G, S, C')
+
+    There are no second derivatives.
+
+    Source: own.
+    """
+
+    @staticmethod
+    def forward(
+        ctx,
+        x: Tensor,
+        gamma: Tensor,
+        beta: Tensor,
+        eps: float,
+        weight: Tensor,
+        bias: Tensor,
+    ) -> Tensor:
+        active = torch.empty_like(x)
+        energy = cpu_kernels.gelu_energy(x, out=active)
+        response, mean, scale = _respond(energy, gamma, eps)
+        if not any(ctx.needs_input_grad):
+            return F.linear(active.mul_(scale).add_(beta), weight, bias)
+        ctx.save_for_backward(x, active, gamma, beta, response, mean, weight)
+        return F.linear(torch.addcmul(beta, scale, active), weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, active, gamma, beta, response, mean, weight = ctx.saved_tensors
+        grad = grad.flatten(0, 1)
+        normed = torch.addcmul(beta, 1 + gamma * response / mean, active).flatten(0, 1)
+        to_weight = grad.t() @ normed
+        to_normed = torch.mm(grad, weight, out=normed).view_as(x)  # where it is no longer needed
+        to_scale, to_beta = cpu_kernels.weighted_sums(to_normed, active)
+        scale, slope, to_gamma = _respond_backward(to_scale, gamma, response, mean)
+        to_x = cpu_kernels.gelu_backward_(to_normed, x, scale, slope)
+        return to_x, to_gamma, to_beta.sum((0, 1)), None, to_weight, grad.sum(0)
+
+
+class NormGelu(torch.autograd.Function):
+    """GELU of layer norm plus residual on the CPU, of rows that `cpu_kernels` can work on.
+
+    Args:
+        x (M, C): rows.
+        weight, bias (C,): of the norm.
+        residual (M, C): added to the norm; or None.
+        eps: of the norm.
+
+    There are no second derivatives.
+
+    Source: own.
+    """
+
+    @staticmethod
+    def forward(
+        ctx, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, eps: float
+    ) -> Tensor:
+        out, *statistics = cpu_kernels.norm_gelu(x, weight, bias, residual, eps)
+        ctx.save_for_backward(x, weight, bias, residual, *statistics)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        grads = cpu_kernels.norm_gelu_backward(grad.contiguous(), *ctx.saved_tensors)
+        return *grads, None

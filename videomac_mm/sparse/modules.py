@@ -7,8 +7,38 @@ import torch.nn.functional as F
 from mmcv.cnn.bricks import DropPath
 from torch import Tensor, nn
 
-from videomac_mm.sparse.functional import DepthwiseConv2d, ResponseNorm
-from videomac_mm.sparse.patches import VisiblePatches
+from videomac_mm.sparse import cpu_kernels, depthwise, spconv
+from videomac_mm.sparse.functional import (
+    DepthwiseConv2d,
+    GeluResponseNormLinear,
+    NormGelu,
+    ResponseNorm,
+)
+from videomac_mm.sparse.patches import VisiblePatches, maps_of, rows_of
+
+CONV_BACKENDS = ('auto', 'torch', 'spconv')
+
+
+def set_conv_backend(network: nn.Module, backend: str) -> None:
+    """Choose what computes the layers of a network on packed tiles.
+
+    Args:
+        network: holds layers of this package.
+        backend: 'auto', this package's kernels where they are faster than torch: Triton's on
+            GPUs, compiled C++ on CPUs; 'torch', torch alone; or 'spconv', the spconv library
+            for convs that mix channels and look across tiles, else as 'auto'.
+
+    Raises:
+        ValueError: for another ``backend``.
+        ImportError: for 'spconv' where it is not installed; names the extra.
+    """
+    if backend not in CONV_BACKENDS:
+        raise ValueError(f'conv_backend must be one of {CONV_BACKENDS}, got {backend!r}')
+    if backend == 'spconv':
+        spconv.check_available()
+    for layer in network.modules():
+        if isinstance(layer, (PatchConv2d, PatchMaxPool2d, PatchGRN, LayerNorm2d)):
+            layer.backend = backend
 
 
 class _Window:
@@ -52,6 +82,7 @@ class _Window:
         patches: VisiblePatches,
         execution: str,
         fill: float,
+        kernels: bool,
     ) -> Tensor:
         """Run ``valid`` (no padding) on halos or ``layer`` (padded) on a canvas."""
         self.check(tiles)
@@ -61,7 +92,7 @@ class _Window:
             halo, canvas = patches.num_sites(tiles.shape[-1], self.before, self.after)
             execution = 'halo' if halo < canvas else 'canvas'
         if execution == 'halo':
-            return valid(patches.halo(tiles, self.before, self.after, fill))
+            return valid(patches.halo(tiles, self.before, self.after, fill, kernels))
         return patches.pack(layer(patches.unpack(tiles, fill)))
 
 
@@ -70,13 +101,14 @@ class PatchConv2d(nn.Conv2d):
 
     On tiles it equals the dense conv on maps whose hidden sites are zero, read at the
     visible sites. Kernels that stay inside a tile run on it as they are. Others run on
-    tiles with their ``halo``, or on a ``canvas`` (the whole map); the results agree up to
-    rounding.
+    tiles with their ``halo``, on a ``canvas`` (the whole map), or straight from the tiles in a
+    kernel of this package; the results agree up to rounding.
 
     Args:
-        execution: 'halo', 'canvas' or 'auto': what costs less. That is the halo if channels
-            are mixed, where outputs count, and whichever reads fewer sites in depth-wise
-            convs, which are bound by memory. Defaults to 'auto'.
+        execution: 'halo', 'canvas' or 'auto': what costs less. That is a kernel for depth-wise
+            convs, where there is one; the halo if channels are mixed, where outputs count;
+            else whichever reads fewer sites, for depth-wise convs are bound by memory.
+            Defaults to 'auto'.
         *args, **kwargs: as `torch.nn.Conv2d`; square, and ``padding`` such that a map of
             n*stride sites gives n.
 
@@ -86,6 +118,8 @@ class PatchConv2d(nn.Conv2d):
 
     Source: own.
     """
+
+    backend = 'auto'  # see `set_conv_backend`
 
     def __init__(self, *args, execution: str = 'auto', **kwargs) -> None:
         super().__init__(*args, **kwargs)
@@ -101,6 +135,17 @@ class PatchConv2d(nn.Conv2d):
         self.to(memory_format=torch.channels_last)
 
     @property
+    def _takes_kernel(self) -> bool:
+        """Whether a kernel for depth-wise convs could stand for torch."""
+        return (
+            self.execution == 'auto'
+            and self.backend != 'torch'
+            and self.in_channels == self.out_channels == self.groups
+            and self.stride == self.dilation == (1, 1)
+            and self._window.before == self._window.after == self.kernel_size[0] // 2
+        )
+
+    @property
     def crosses_tiles(self) -> bool:
         """Whether a window reads beyond the tile that it writes to."""
         return self._window.before > 0 or self._window.after > 0
@@ -110,20 +155,31 @@ class PatchConv2d(nn.Conv2d):
         if patches is None:
             return self._same(x)
         (kernel, _), (stride, _) = self.kernel_size, self.stride
-        # With few sites per tile conv libraries are slow; a matrix product takes all at once.
+        if self._takes_kernel and depthwise.is_available(x, kernel):
+            return depthwise.depthwise_conv2d(x, self.weight, self.bias, patches)
         mixes = self.groups == 1 and self.dilation == (1, 1) and self.execution != 'canvas'
+        if mixes and self.backend == 'spconv' and self.crosses_tiles:
+            x, padding = self._window.check(x), self._window.before
+            return spconv.conv2d(x, self.weight, self.bias, stride, padding, patches)
+        # With few sites per tile conv libraries are slow; a matrix product takes all at once.
         if mixes and (kernel == 1 or x.shape[-1] <= 2 * stride):
             return self._as_matrix(self._window.check(x), patches)
-        return self._window.run(self._same, self._valid, x, patches, self.execution, fill=0.0)
+        return self._window.run(
+            self._same, self._valid, x, patches, self.execution, 0.0, self.backend != 'torch'
+        )
 
     def _as_matrix(self, x: Tensor, patches: VisiblePatches) -> Tensor:
         (kernel, _), (stride, _) = self.kernel_size, self.stride
+        num = x.shape[-1] // stride
         if kernel == 1:
-            rows = x[:, :, ::stride, ::stride].permute(0, 2, 3, 1)
+            rows = x[:, :, ::stride, ::stride].permute(0, 2, 3, 1).reshape(-1, self.in_channels)
         else:
-            rows = patches.windows(x, kernel, stride, self._window.before).flatten(3)
+            rows = patches.windows(
+                x, kernel, stride, self._window.before, kernels=self.backend != 'torch'
+            )
+            rows = rows.flatten(3).flatten(0, 2)
         weight = self.weight.permute(0, 2, 3, 1).flatten(1)
-        return F.linear(rows, weight, self.bias).permute(0, 3, 1, 2)
+        return F.linear(rows, weight, self.bias).view(-1, num, num, len(weight)).permute(0, 3, 1, 2)
 
     def _same(self, x: Tensor) -> Tensor:
         return self._convolve(x, self.padding)
@@ -171,6 +227,8 @@ class PatchMaxPool2d(nn.MaxPool2d):
         *args, **kwargs: as `torch.nn.MaxPool2d`, with the limits of `PatchConv2d`.
     """
 
+    backend = 'auto'  # see `set_conv_backend`
+
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self._window = _Window(self)
@@ -180,7 +238,13 @@ class PatchMaxPool2d(nn.MaxPool2d):
         if patches is None:
             return super().forward(x)
         return self._window.run(
-            super().forward, self._valid, x, patches, 'auto', fill=float('-inf')
+            super().forward,
+            self._valid,
+            x,
+            patches,
+            'auto',
+            fill=float('-inf'),
+            kernels=self.backend != 'torch',
         )
 
     def _valid(self, x: Tensor) -> Tensor:
@@ -203,6 +267,8 @@ class PatchGRN(nn.Module):
         ValueError: for another ``scope``.
     """
 
+    backend = 'auto'  # see `set_conv_backend`
+
     def __init__(self, in_channels: int, eps: float = 1e-6, scope: str = 'sample') -> None:
         super().__init__()
         if scope not in ('sample', 'batch'):
@@ -214,14 +280,25 @@ class PatchGRN(nn.Module):
 
     def forward(self, x: Tensor, patches: VisiblePatches | None = None) -> Tensor:
         """Channels-last maps (B, H, W, C), or with ``patches`` tiles (B*K, p, p, C)."""
-        if patches is None:
-            sites = x.flatten(1, 2)
-        elif self.scope == 'sample':
-            sites = patches.per_image(x)
-        else:
-            sites = x.reshape(1, -1, x.shape[-1])
-        out = ResponseNorm.apply(sites, self.gamma, self.beta, self.eps)
+        out = ResponseNorm.apply(self._groups(x, patches), self.gamma, self.beta, self.eps)
         return out.view_as(x)
+
+    def _groups(self, x: Tensor, patches: VisiblePatches | None) -> Tensor:
+        """The sites that are pooled together: (G, S, C)."""
+        if patches is None:
+            return x.flatten(1, 2)
+        if self.scope == 'sample':
+            return patches.per_image(x)
+        return x.reshape(1, -1, x.shape[-1])
+
+    def after_gelu(self, x: Tensor, linear: nn.Linear, patches: VisiblePatches) -> Tensor:
+        """``linear(self(gelu(x), patches))``, in fewer passes where the CPU kernels are."""
+        if self.backend == 'torch' or not cpu_kernels.available(x):
+            return linear(self(F.gelu(x), patches))
+        out = GeluResponseNormLinear.apply(
+            self._groups(x, patches), self.gamma, self.beta, self.eps, linear.weight, linear.bias
+        )
+        return out.view(*x.shape[:-1], -1)
 
 
 class PatchDropPath(DropPath):
@@ -238,5 +315,20 @@ class PatchDropPath(DropPath):
 class LayerNorm2d(nn.LayerNorm):
     """LayerNorm over the channels of maps (N, C, H, W), which keeps channels-last memory."""
 
+    backend = 'auto'  # see `set_conv_backend`
+
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+    def then_gelu(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """``gelu(self(x) + residual)``, in fewer passes where the CPU kernels are."""
+        if self.backend == 'torch' or not cpu_kernels.available(x.permute(0, 2, 3, 1)):
+            return F.gelu(self(x) if residual is None else self(x) + residual)
+        rows = [None if maps is None else rows_of(maps) for maps in (x, residual)]
+        out = NormGelu.apply(rows[0], self.weight, self.bias, rows[1], self.eps)
+        return maps_of(out, len(x), *x.shape[2:])
+
+
+def is_exact_gelu(act: nn.Module) -> bool:
+    """Whether a layer is the GELU that the fused operations compute."""
+    return type(act) is nn.GELU and act.approximate == 'none'

@@ -1,5 +1,7 @@
 """The geometry of a masked batch: which patches are visible and who their neighbours are."""
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -25,7 +27,8 @@ class VisiblePatches:
     Source: own.
     """
 
-    # The tables depend on data, so graph compilers are kept out: they see them as inputs.
+    # How many patches are visible depends on data, so graph compilers are kept out. All that
+    # follows has shapes that they know.
     @torch.compiler.disable
     def __init__(self, mask: Tensor) -> None:
         if mask.dtype != torch.bool:
@@ -43,17 +46,29 @@ class VisiblePatches:
                 f'mask of shape {tuple(mask.shape)} hides every patch; at least one per '
                 'image must be visible'
             )
+        self._describe(mask, fewest, (~mask).nonzero().unbind(1))
+
+    def _describe(self, mask: Tensor, num_visible: int, visible: tuple[Tensor, ...]) -> None:
         self.mask = mask
         self.batch_size, *grid = mask.shape
         self.grid: tuple[int, int] = tuple(grid)
-        self.num_visible = fewest
-        self._visible = (~mask).nonzero().unbind(1)  # image, row, column: each (B*K,)
+        self.num_visible = num_visible
+        self._visible = visible  # image, row, column: each (B*K,)
         self._tables = {}
 
     @classmethod
     def of(cls, mask: 'Tensor | VisiblePatches') -> 'VisiblePatches':
         """The geometry of a mask; what already is one is given back, with its tables."""
         return mask if isinstance(mask, cls) else cls(mask)
+
+    @classmethod
+    def everything(
+        cls, batch_size: int, grid: tuple[int, int], device: torch.device
+    ) -> 'VisiblePatches':
+        """The geometry of maps that hide nothing."""
+        if torch.compiler.is_compiling():
+            return _everything.__wrapped__(batch_size, *grid, device)
+        return _everything(batch_size, *grid, device)
 
     def pack(self, maps: Tensor, stride: int = 1) -> Tensor:
         """Take the visible tiles out of dense maps.
@@ -74,8 +89,8 @@ class VisiblePatches:
                 f'mask patches of {side} pixels are no whole multiple of the stride of {stride} '
                 'of the network'
             )
-        packed = _rows(maps).index_select(0, self._sites(side))
-        return _maps(packed, -1, side, side)
+        packed = rows_of(maps).index_select(0, self._sites(side))
+        return maps_of(packed, -1, side, side)
 
     def unpack(self, tiles: Tensor, fill: float = 0.0) -> Tensor:
         """Put tiles back on dense maps; hidden sites are ``fill``.
@@ -90,11 +105,17 @@ class VisiblePatches:
         side, channels = tiles.shape[-1], tiles.shape[1]
         height, width = self.grid[0] * side, self.grid[1] * side
         canvas = tiles.new_full((self.batch_size * height * width, channels), fill)
-        canvas.index_copy_(0, self._sites(side), _rows(tiles))
-        return _maps(canvas, self.batch_size, height, width)
+        canvas.index_copy_(0, self._sites(side), rows_of(tiles))
+        return maps_of(canvas, self.batch_size, height, width)
 
     def windows(
-        self, tiles: Tensor, kernel: int, stride: int, before: int, fill: float = 0.0
+        self,
+        tiles: Tensor,
+        kernel: int,
+        stride: int,
+        before: int,
+        fill: float = 0.0,
+        kernels: bool = True,
     ) -> Tensor:
         """What each window of a conv sees, across the borders of tiles.
 
@@ -104,17 +125,25 @@ class VisiblePatches:
             stride: distance of windows in sites; divides p.
             before: sites by which a tile's first window starts above and left of the tile.
             fill: the value of sites that are hidden or outside of the image.
+            kernels: whether `cpu_kernels` may be used.
 
         Returns:
             (B*K, n, n, kernel, kernel, C) with ``n = p // stride``, contiguous.
         """
         side, channels = tiles.shape[-1], tiles.shape[1]
         table, adjoint = self._window_tables(side, kernel, stride, before)
-        sites = Gather.apply(_rows(tiles), table, adjoint, fill)
+        sites = Gather.apply(rows_of(tiles), table, adjoint, fill, kernels)
         num = side // stride
         return sites.view(-1, num, num, kernel, kernel, channels)
 
-    def halo(self, tiles: Tensor, before: int, after: int, fill: float = 0.0) -> Tensor:
+    def halo(
+        self,
+        tiles: Tensor,
+        before: int,
+        after: int,
+        fill: float = 0.0,
+        kernels: bool = True,
+    ) -> Tensor:
         """Surround every tile by what a window reaching over its border would see.
 
         Args:
@@ -122,13 +151,35 @@ class VisiblePatches:
             before: sites to add above and to the left.
             after: sites to add below and to the right.
             fill: the value of sites that are hidden or outside of the image.
+            kernels: whether `cpu_kernels` may be used.
 
         Returns:
             (B*K, C, q, q) with ``q = before + p + after``, in channels-last memory.
         """
         side = tiles.shape[-1]
-        surrounded = self.windows(tiles, before + side + after, side, before, fill)
+        surrounded = self.windows(tiles, before + side + after, side, before, fill, kernels)
         return surrounded[:, 0, 0].permute(0, 3, 1, 2)
+
+    def neighbours(self, reach: int = 1) -> Tensor:
+        """Which tiles lie around every tile, itself in the middle.
+
+        Args:
+            reach: how many tiles to look at in each direction. Defaults to 1.
+
+        Returns:
+            (B*K, (2*reach + 1)**2) int32 indices of tiles, row by row; -1 where a patch is
+            hidden or outside of the image.
+        """
+        key = 'neighbours', reach
+        if key not in self._tables:
+            image, row, column = (axis[:, None, None] for axis in self._visible)
+            tiles = image.new_full(self.mask.shape, -1)
+            tiles[self._visible] = torch.arange(len(image), device=image.device)
+            tiles = torch.nn.functional.pad(tiles, (reach, reach, reach, reach), value=-1)
+            across = torch.arange(2 * reach + 1, device=image.device)
+            table = tiles[image, row + across[:, None], column + across]
+            self._tables[key] = table.flatten(1).int()
+        return self._tables[key]
 
     def per_image(self, tiles: Tensor) -> Tensor:
         """View channels-last tiles ``(B*K, p, p, C)`` as the sites of their images.
@@ -157,7 +208,6 @@ class VisiblePatches:
             )
         return side
 
-    @torch.compiler.disable
     def _sites(self, side: int) -> Tensor:
         """Where each packed row lies on the canvas: (B*K*p*p,)."""
         if side not in self._tables:
@@ -166,11 +216,10 @@ class VisiblePatches:
             self._tables[side] = ((image * height + y) * width + x).flatten()
         return self._tables[side]
 
-    @torch.compiler.disable
     def _window_tables(
         self, side: int, kernel: int, stride: int, before: int
     ) -> tuple[Tensor, Tensor]:
-        """Which row lies on each site of the windows, and on which sites each row lies."""
+        """Which row lies on each site of the windows (M, 1), and on which sites each row lies."""
         key = side, kernel, stride, before
         if key not in self._tables:
             sites = self._sites(side)
@@ -194,7 +243,7 @@ class VisiblePatches:
             place = start[:-1, None] + torch.arange(reach, device=table.device)
             inside = place < start[1:, None]
             adjoint = order[place.clamp(max=len(order) - 1)]
-            self._tables[key] = table, adjoint.where(inside, len(table))
+            self._tables[key] = table[:, None], adjoint.where(inside, len(table))
         return self._tables[key]
 
     def _coordinates(self, side: int, kernel: int, stride: int) -> tuple[Tensor, ...]:
@@ -210,11 +259,21 @@ class VisiblePatches:
         return image, y, x
 
 
-def _rows(maps: Tensor) -> Tensor:
+@functools.lru_cache(maxsize=8)  # with all tables
+def _everything(batch_size: int, height: int, width: int, device: torch.device) -> VisiblePatches:
+    site = torch.arange(batch_size * height * width, device=device)
+    visible = site // (height * width), site // width % height, site % width
+    patches = VisiblePatches.__new__(VisiblePatches)
+    mask = torch.zeros(batch_size, height, width, dtype=torch.bool, device=device)
+    patches._describe(mask, height * width, visible)
+    return patches
+
+
+def rows_of(maps: Tensor) -> Tensor:
     """(N, C, H, W) -> (N*H*W, C); a view of channels-last memory."""
     return maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1])
 
 
-def _maps(rows: Tensor, num: int, height: int, width: int) -> Tensor:
+def maps_of(rows: Tensor, num: int, height: int, width: int) -> Tensor:
     """(N*H*W, C) -> (N, C, H, W), channels-last."""
     return rows.view(num, height, width, rows.shape[1]).permute(0, 3, 1, 2)

@@ -12,7 +12,15 @@ from mmpretrain.models.utils import build_norm_layer
 from torch import Tensor, nn
 
 from videomac_mm.registry import MODELS
-from videomac_mm.sparse import PatchConv2d, PatchDropPath, PatchGRN, VisiblePatches, patchify
+from videomac_mm.sparse import (
+    PatchConv2d,
+    PatchDropPath,
+    PatchGRN,
+    VisiblePatches,
+    is_exact_gelu,
+    patchify,
+    set_conv_backend,
+)
 
 
 class SparseConvNeXtBlock(ConvNeXtBlock):
@@ -41,6 +49,7 @@ class SparseConvNeXtBlock(ConvNeXtBlock):
         self.drop_path = PatchDropPath(drop_path_rate)
         if self.grn is not None:
             self.grn = PatchGRN(self.grn.in_channels, scope=grn_scope)
+        self.fuses = is_exact_gelu(self.act) and self.grn is not None and self.linear_pw_conv
 
     def forward(self, x: Tensor, patches: VisiblePatches | None = None) -> Tensor:
         """Dense maps (B, C, H, W), or with ``patches`` tiles (B*K, C, p, p)."""
@@ -53,12 +62,16 @@ class SparseConvNeXtBlock(ConvNeXtBlock):
         x = self.norm(self.depthwise_conv(x, patches))
         if self.linear_pw_conv:
             x = x.permute(0, 2, 3, 1)  # (N, C, H, W) -> (N, H, W, C)
-        x = self.act(self.pointwise_conv1(x))
-        if self.grn is not None and self.linear_pw_conv:
-            x = self.grn(x, patches)
-        elif self.grn is not None:
-            x = self.grn(x.permute(0, 2, 3, 1), patches).permute(0, 3, 1, 2)
-        x = self.pointwise_conv2(x)
+        x = self.pointwise_conv1(x)
+        if patches is not None and self.fuses:
+            x = self.grn.after_gelu(x, self.pointwise_conv2, patches)
+        else:
+            x = self.act(x)
+            if self.grn is not None and self.linear_pw_conv:
+                x = self.grn(x, patches)
+            elif self.grn is not None:
+                x = self.grn(x.permute(0, 2, 3, 1), patches).permute(0, 3, 1, 2)
+            x = self.pointwise_conv2(x)
         if self.linear_pw_conv:
             x = x.permute(0, 3, 1, 2)  # (N, H, W, C) -> (N, C, H, W)
         if self.gamma is not None:
@@ -101,12 +114,15 @@ class SparseConvNeXt(ConvNeXt):
             sites under a mask) before the norm. Defaults to None: True for 'side' norms,
             as in mmpretrain, False for 'inline' ones.
         with_cp: activation checkpointing of the blocks. Defaults to False.
+        conv_backend: what computes layers on visible patches, 'auto', 'torch' or 'spconv'; see
+            `set_conv_backend`. Defaults to 'auto'.
         init_cfg: initialisation. Defaults to truncated normal, std 0.02.
 
     Raises:
         ValueError: for an unknown ``arch`` (names those known), ``stage_norm``,
-            ``grn_scope`` or stage index, too many ``frozen_stages``, or gap before an inline
-            norm.
+            ``grn_scope``, ``conv_backend`` or stage index, too many ``frozen_stages``, or gap
+            before an inline norm.
+        ImportError: for ``conv_backend='spconv'`` without spconv.
     """
 
     arch_settings = {
@@ -132,6 +148,7 @@ class SparseConvNeXt(ConvNeXt):
         frozen_stages: int = 0,
         gap_before_final_norm: bool | None = None,
         with_cp: bool = False,
+        conv_backend: str = 'auto',
         init_cfg: dict | list[dict] | None = [
             dict(type='TruncNormal', layer=['Conv2d', 'Linear'], std=0.02, bias=0.0),
             dict(type='Constant', layer=['LayerNorm'], val=1.0, bias=0.0),
@@ -195,6 +212,7 @@ class SparseConvNeXt(ConvNeXt):
             if stage_norm == 'inline' or stage in self.out_indices:
                 self.add_module(f'norm{stage}', build_norm_layer(norm_cfg, channels))
         self.to(memory_format=torch.channels_last)
+        set_conv_backend(self, conv_backend)
         self._freeze_stages()
 
     def forward(self, x: Tensor, mask: Tensor | VisiblePatches | None = None) -> tuple[Tensor, ...]:

@@ -10,7 +10,14 @@ from mmpretrain.models.backbones.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
 from videomac_mm.registry import MODELS
-from videomac_mm.sparse import PatchDropPath, PatchMaxPool2d, VisiblePatches
+from videomac_mm.sparse import (
+    LayerNorm2d,
+    PatchDropPath,
+    PatchMaxPool2d,
+    VisiblePatches,
+    is_exact_gelu,
+    set_conv_backend,
+)
 
 
 class _SparseBlock:
@@ -31,25 +38,43 @@ class _SparseBlock:
         if self.downsample is not None:
             conv, norm = self.downsample
             identity = norm(conv(x, patches))
-        out = self._residual(x, patches)
-        return self.relu(self.drop_path(out, patches) + identity)
+        x, norm = self._residual(x, patches), self._last_norm
+        if patches is None or self.drop_path.drop_prob or not self._fuses(norm):
+            return self.relu(self.drop_path(norm(x), patches) + identity)
+        return norm.then_gelu(x, identity)
+
+    def _activate(self, norm: nn.Module, x: Tensor, patches: VisiblePatches | None) -> Tensor:
+        if patches is None or not self._fuses(norm):
+            return self.relu(norm(x))
+        return norm.then_gelu(x)
+
+    def _fuses(self, norm: nn.Module) -> bool:
+        return type(norm) is LayerNorm2d and is_exact_gelu(self.relu)
 
 
 class SparseBasicBlock(_SparseBlock, BasicBlock):
     """mmpretrain's ``BasicBlock`` on maps or tiles."""
 
+    @property
+    def _last_norm(self) -> nn.Module:
+        return self.norm2
+
     def _residual(self, x: Tensor, patches: VisiblePatches | None) -> Tensor:
-        x = self.relu(self.norm1(self.conv1(x, patches)))
-        return self.norm2(self.conv2(x, patches))
+        x = self._activate(self.norm1, self.conv1(x, patches), patches)
+        return self.conv2(x, patches)
 
 
 class SparseBottleneck(_SparseBlock, Bottleneck):
     """mmpretrain's ``Bottleneck`` on maps or tiles."""
 
+    @property
+    def _last_norm(self) -> nn.Module:
+        return self.norm3
+
     def _residual(self, x: Tensor, patches: VisiblePatches | None) -> Tensor:
-        x = self.relu(self.norm1(self.conv1(x, patches)))
-        x = self.relu(self.norm2(self.conv2(x, patches)))
-        return self.norm3(self.conv3(x, patches))
+        x = self._activate(self.norm1, self.conv1(x, patches), patches)
+        x = self._activate(self.norm2, self.conv2(x, patches), patches)
+        return self.conv3(x, patches)
 
 
 @MODELS.register_module()
@@ -70,12 +95,15 @@ class SparseResNet(ResNet):
         act_cfg: activation. Defaults to None, the ``variant``'s own.
         zero_init_residual: start residual branches at zero. Defaults to None: True for
             'standard', as in mmpretrain, False for 'videomac'.
+        conv_backend: what computes layers on visible patches, 'auto', 'torch' or 'spconv'; see
+            `set_conv_backend`. Defaults to 'auto'.
         conv_cfg: must be left at None: the convs are `PatchConv2d`.
         **kwargs: as ``mmpretrain.ResNet``; without ``deep_stem`` and ``avg_down``.
 
     Raises:
-        ValueError: for an unknown ``depth`` or ``variant``, or an option that has no sparse
-            form.
+        ValueError: for an unknown ``depth``, ``variant`` or ``conv_backend``, or an option that
+            has no sparse form.
+        ImportError: for ``conv_backend='spconv'`` without spconv.
     """
 
     arch_settings = {
@@ -91,6 +119,7 @@ class SparseResNet(ResNet):
         norm_cfg: dict | None = None,
         act_cfg: dict | None = None,
         zero_init_residual: bool | None = None,
+        conv_backend: str = 'auto',
         conv_cfg: dict | None = None,
         init_cfg: dict | list[dict] | None = [
             dict(type='Kaiming', layer=['Conv2d']),
@@ -121,6 +150,7 @@ class SparseResNet(ResNet):
             init_cfg=init_cfg,
             **kwargs,
         )
+        set_conv_backend(self, conv_backend)
 
     def make_res_layer(self, **kwargs) -> nn.Module:
         """Build one stage; called by ``mmpretrain.ResNet``."""

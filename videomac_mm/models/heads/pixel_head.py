@@ -1,5 +1,6 @@
 """Pixels as the target of masked pre-training."""
 
+import torch.nn.functional as F
 from mmpretrain.models.heads import MAEPretrainHead
 from torch import Tensor
 
@@ -41,6 +42,15 @@ class PixelHead(MAEPretrainHead):
         p = self.patch_size
         x = x.unflatten(2, (p, p, self.in_channels)).unflatten(1, grid)
         return x.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
+
+    def construct_target(self, target: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, L, P), normalised with ``norm_pix``."""
+        target = self.patchify(target)
+        if not self.norm_pix:
+            return target
+        # A layer norm is one pass, but its variance is the biased one.
+        share = 1 - 1 / target.shape[-1]
+        return F.layer_norm(target, target.shape[-1:], eps=1e-6 * share) * share**0.5
 
     def loss(self, pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
         """The mean error over hidden patches.

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from videomac_mm.models.backbones.sparse_convnext import SparseConvNeXtBlock
 from videomac_mm.registry import MODELS
+from videomac_mm.sparse import VisiblePatches, patchify
 
 
 @MODELS.register_module()
@@ -68,7 +69,11 @@ class MaskTokenDecoder(BaseModule):
                 f'features on a grid of {tuple(x.shape[-2:])} do not fit a mask of '
                 f'{tuple(mask.shape[-2:])}: the mask patch must equal the stride of the encoder'
             )
-        x = self.proj(x)
-        x = torch.where(mask[:, None], self.mask_token.to(x.dtype), x)
-        x = self.pred(self.decoder(x))  # (B, P, h, w)
-        return x.flatten(2).transpose(1, 2)
+        # Site by site, as tiles of one: every layer is a matrix product or a kernel for tiles.
+        patches = VisiblePatches.everything(len(x), tuple(mask.shape[1:]), x.device)
+        tiles = patchify(self.proj, patches.pack(x))  # (B*L, C, 1, 1)
+        hidden = mask.flatten()[:, None, None, None]
+        tiles = torch.where(hidden, self.mask_token.to(tiles.dtype), tiles)
+        for block in self.decoder:
+            tiles = block(tiles, patches)
+        return patchify(self.pred, tiles).view(len(x), mask[0].numel(), -1)

@@ -1,0 +1,220 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tests.masks import random_mask
+from videomac_mm.sparse import PatchConv2d, VisiblePatches, cpu_kernels
+from videomac_mm.sparse.functional import Gather, GeluResponseNormLinear, NormGelu
+
+needs_kernels = pytest.mark.skipif(
+    cpu_kernels._library() is None, reason='no C++ compiler to build the CPU kernels with'
+)
+CHANNELS = (8, 24, 48)  # widest vectors or not, and lines of the cache or not
+
+
+@pytest.fixture
+def compile_again(monkeypatch, tmp_path):
+    """As in a fresh process with an empty cache."""
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    cpu_kernels._library.cache_clear()
+    yield tmp_path
+    cpu_kernels._library.cache_clear()
+
+
+def gradients(out: Tensor, inputs: list[Tensor]) -> tuple[Tensor, ...]:
+    upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
+    return torch.autograd.grad(out, inputs, upstream.to(out))
+
+
+@needs_kernels
+@pytest.mark.parametrize('channels', CHANNELS)
+@pytest.mark.parametrize('side', cpu_kernels.TILES)
+@pytest.mark.parametrize('threads', [1, 2])
+def test_depthwise__equals_the_conv_on_halos(side, channels, threads):
+    mask = random_mask(2, (4, 5), 7)
+    patches = VisiblePatches(mask)
+    layers = [
+        PatchConv2d(channels, channels, 7, padding=3, groups=channels, execution=execution)
+        for execution in ('auto', 'halo')
+    ]
+    layers[1].load_state_dict(layers[0].state_dict())
+    tiles = torch.randn(14, side, side, channels).permute(0, 3, 1, 2).requires_grad_()
+    used = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        results = [layer(tiles, patches) for layer in layers]
+        grads = [
+            gradients(out, [tiles, layer.weight, layer.bias]) for out, layer in zip(results, layers)
+        ]
+    finally:
+        torch.set_num_threads(used)
+
+    torch.testing.assert_close(*results, atol=1e-5, rtol=1e-5)
+    for got, wanted in zip(*grads):
+        torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-4)
+
+
+@needs_kernels
+def test_depthwise__without_bias_and_twice_differentiated():
+    patches = VisiblePatches(random_mask(1, (3, 3), 4))
+    kernel, plain = (
+        PatchConv2d(8, 8, 7, padding=3, groups=8, bias=False, execution=execution)
+        for execution in ('auto', 'halo')
+    )
+    plain.load_state_dict(kernel.state_dict())
+    tiles = torch.randn(4, 8, 2, 2).contiguous(memory_format=torch.channels_last).requires_grad_()
+
+    def second(layer: PatchConv2d) -> tuple[Tensor, ...]:
+        (grad,) = torch.autograd.grad(
+            layer(tiles, patches).square().sum(), tiles, create_graph=True
+        )
+        return torch.autograd.grad(grad.square().sum(), [tiles, layer.weight])
+
+    for got, wanted in zip(second(kernel), second(plain)):
+        torch.testing.assert_close(got, wanted, atol=1e-3, rtol=1e-4)
+
+
+@needs_kernels
+def test_depthwise__runs_agree_to_the_bit():
+    patches = VisiblePatches(random_mask(3, (4, 4), 5))
+    layer = PatchConv2d(16, 16, 7, padding=3, groups=16)
+    tiles = torch.randn(15, 16, 4, 4).contiguous(memory_format=torch.channels_last).requires_grad_()
+
+    runs = [gradients(layer(tiles, patches), [tiles, layer.weight]) for _ in range(2)]
+
+    assert all(torch.equal(*pair) for pair in zip(*runs))
+
+
+@needs_kernels
+@pytest.mark.parametrize('channels', CHANNELS)
+@pytest.mark.parametrize('groups', [1, 3])
+def test_gelu_response_norm_linear__equals_its_parts(groups, channels):
+    shapes = dict(x=(groups, 6, channels), gamma=(channels,), beta=(channels,))
+    shapes |= dict(weight=(10, channels), bias=(10,))
+    values = {name: torch.randn(shape, dtype=torch.float64) for name, shape in shapes.items()}
+    values['x'] *= 3
+    wide = {name: value.requires_grad_() for name, value in values.items()}
+    narrow = {name: value.detach().float().requires_grad_() for name, value in values.items()}
+
+    got = GeluResponseNormLinear.apply(
+        narrow['x'], narrow['gamma'], narrow['beta'], 1e-6, narrow['weight'], narrow['bias']
+    )
+    active = F.gelu(wide['x'])
+    response = active.square().sum(1, keepdim=True).sqrt()
+    response = response / (response.mean(-1, keepdim=True) + 1e-6)
+    normed = active * (1 + wide['gamma'] * response) + wide['beta']
+    wanted = F.linear(normed, wide['weight'], wide['bias'])
+
+    torch.testing.assert_close(got.double(), wanted, atol=1e-4, rtol=1e-5)
+    for found, true in zip(
+        gradients(got, list(narrow.values())), gradients(wanted, list(wide.values()))
+    ):
+        torch.testing.assert_close(found.double(), true, atol=1e-3, rtol=1e-4)
+    with torch.no_grad():  # another way, in place of its own tensors
+        again = GeluResponseNormLinear.apply(
+            narrow['x'], narrow['gamma'], narrow['beta'], 1e-6, narrow['weight'], narrow['bias']
+        )
+    torch.testing.assert_close(again, got, atol=1e-5, rtol=1e-5)
+
+
+@needs_kernels
+@pytest.mark.parametrize('channels', CHANNELS)
+@pytest.mark.parametrize('with_residual', [False, True])
+def test_norm_gelu__equals_its_parts(channels, with_residual):
+    shapes = [(9, channels), (channels,), (channels,), (9, channels)][: 3 + with_residual]
+    values = [torch.randn(shape, dtype=torch.float64) for shape in shapes]
+    values[0] = values[0] * 3 + 5
+    wide = [value.requires_grad_() for value in values]
+    narrow = [value.detach().float().requires_grad_() for value in values]
+
+    got = NormGelu.apply(*narrow, *[None] * (not with_residual), 1e-6)
+    wanted = F.layer_norm(wide[0], (channels,), *wide[1:3], 1e-6)
+    wanted = F.gelu(wanted + wide[3] if with_residual else wanted)
+
+    torch.testing.assert_close(got.double(), wanted, atol=1e-5, rtol=1e-5)
+    for found, true in zip(gradients(got, narrow), gradients(wanted, wide)):
+        torch.testing.assert_close(found.double(), true, atol=1e-4, rtol=1e-4)
+
+
+@needs_kernels
+def test_gelu__is_exact_everywhere():
+    x = torch.cat([torch.linspace(-20, 20, 4001), torch.tensor([0.0, 1e-30, -1e-30, 1e30, 3.4e38])])
+    x = F.pad(x, (0, -len(x) % 8)).view(1, -1, 8)
+    out = torch.empty_like(x)
+
+    cpu_kernels.gelu_energy(x, out)
+    scale = torch.ones(1, 1, 8)
+    slope = cpu_kernels.gelu_backward_(torch.ones_like(x), x, scale, torch.zeros_like(scale))
+
+    wide = x.double().requires_grad_()
+    wanted = F.gelu(wide)
+    (wanted_slope,) = torch.autograd.grad(wanted.sum(), wide)
+    torch.testing.assert_close(out.double(), wanted.detach(), atol=5e-7, rtol=5e-7)
+    torch.testing.assert_close(slope.double(), wanted_slope, atol=1e-6, rtol=1e-6)
+
+
+@needs_kernels
+def test_gelu__lets_nan_through():
+    x = torch.zeros(1, 2, 8)
+    x[0, 0, 3] = float('nan')
+    x[0, 1, 4] = float('inf')
+    out = torch.empty_like(x)
+
+    energy = cpu_kernels.gelu_energy(x, out)
+
+    assert out.isnan().nonzero().tolist() == [[0, 0, 3]]
+    assert out[0, 1, 4] == float('inf')
+    assert energy.isnan().nonzero().tolist() == [[0, 0, 3]]
+
+
+@needs_kernels
+def test_take__equals_gathering_in_torch():
+    rows = torch.randn(5, 8, requires_grad=True)
+    table = torch.tensor([[4], [0], [5], [2], [2], [1]])
+    adjoint = torch.tensor([[1, 6], [5, 6], [3, 4], [6, 6], [0, 6]])
+
+    def run(kernels: bool) -> tuple[Tensor, ...]:
+        out = Gather.apply(rows, table, adjoint, -2.0, kernels)
+        return out, *gradients(out, [rows])
+
+    for found, wanted in zip(run(True), run(False)):
+        torch.testing.assert_close(found, wanted)
+
+
+def test_available__refuses_what_the_kernels_cannot_do():
+    assert not cpu_kernels.available(torch.zeros(2, 8, dtype=torch.float64))
+    assert not cpu_kernels.available(torch.zeros(2, 12))
+    assert not cpu_kernels.available(torch.zeros(2, 8, device='meta'))
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        assert not cpu_kernels.available(torch.zeros(2, 8))
+
+
+@needs_kernels
+def test_library__is_compiled_once(compile_again):
+    library = cpu_kernels._build()
+    time = library.stat().st_mtime_ns
+
+    assert library.parent == compile_again / 'videomac_mm'
+    assert cpu_kernels._build() == library
+    assert library.stat().st_mtime_ns == time
+    assert list(library.parent.iterdir()) == [library]
+
+
+@pytest.mark.parametrize('what', ['missing', 'broken'])
+def test_library__that_cannot_be_had_is_named_and_done_without(monkeypatch, compile_again, what):
+    compiler = compile_again / 'compiler'
+    compiler.write_text('#!/bin/sh\necho "cannot compile" >&2\nexit 1\n')
+    compiler.chmod(0o755)
+    found = str(compiler) if what == 'broken' else None
+    monkeypatch.setattr(cpu_kernels.shutil, 'which', lambda name: found)
+    patches = VisiblePatches(random_mask(1, (3, 3), 3))
+    layer = PatchConv2d(8, 8, 7, padding=3, groups=8)
+    tiles = torch.randn(3, 8, 2, 2)
+
+    reason = 'no C\\+\\+ compiler' if what == 'missing' else 'cannot compile'
+    with pytest.warns(UserWarning, match=f'without its CPU kernels.*{reason}'):
+        out = layer(tiles, patches)
+
+    assert out.shape == tiles.shape
+    assert not cpu_kernels.available(tiles.permute(0, 2, 3, 1))
