@@ -78,7 +78,7 @@ setup(
     cmdclass={'build_py': BuildWithMim},
     python_requires='>=3.10',
     install_requires=[
-        'torch>=2.3',
+        'torch>=2.4',
         'torchvision',
         'numpy>=1.23',
         'opencv-python',

@@ -50,6 +50,24 @@ def test_halo__of_a_fully_visible_image_sees_all_neighbours():
     assert halo[0, 0, :2].eq(0).all()
 
 
+@pytest.mark.parametrize('reach', [1, 3])
+def test_neighbours__are_the_visible_tiles_of_the_same_image(reach):
+    mask = random_mask(3, (3, 4), 5)
+    patches = VisiblePatches(mask)
+    table, across = patches.neighbours(reach), range(-reach, reach + 1)
+    assert table.shape == (15, (2 * reach + 1) ** 2) and table.dtype == torch.int32
+    places = (~mask).nonzero().tolist()
+    for tile, (image, row, column) in enumerate(places):
+        around = [[image, row + y, column + x] for y in across for x in across]
+        wanted = [places.index(place) if place in places else -1 for place in around]
+        assert table[tile].tolist() == wanted
+    # Who sees a tile is seen by it, from the opposite side.
+    pairs = {(i, j, n) for i, row in enumerate(table.tolist()) for n, j in enumerate(row) if j >= 0}
+    last = table.shape[1] - 1
+    assert pairs == {(j, i, last - n) for i, j, n in pairs}
+    assert patches.neighbours(reach) is table
+
+
 def test_errors__name_what_was_given():
     with pytest.raises(TypeError, match='bool.*got torch.float32'):
         VisiblePatches(torch.zeros(1, 2, 2))
