@@ -130,7 +130,7 @@ def test_encoder__reports_time_memory_and_agreement(tmp_path, root, write_config
 
 
 def encoder_args(config: str | Path, **kwargs) -> argparse.Namespace:
-    args = dict(size=64, num_frames=None, batch_size=2, amp=False, device='cpu')
+    args = dict(size=64, num_frames=None, batch_size=2, amp=None, device='cpu')
     return argparse.Namespace(config=config, cfg_options=None, threads=None, **(args | kwargs))
 
 
@@ -322,6 +322,7 @@ def test_mmaction_pipeline__stands_for_ours(benchmark, root):
         *('RandomResizedCrop', 'Resize', 'Flip', 'FormatShape', 'PackActionInputs'),
     ]
     assert plain[1]['frame_interval'] == 5  # 1/6 s at 30 frames per second
+    assert not any('lazy' in step for step in plain)
     frames = benchmark.Config.fromfile(base / 'ytvos_pairs_224.py').train_pipeline
     assert benchmark.mmaction_pipeline(frames) is None
 
@@ -337,3 +338,85 @@ def test_mmaction_pipeline__stands_for_clips(benchmark, root, data, num_clips):
     assert [plain[1][key] for key in ('clip_len', 'frame_interval', 'num_clips')] == [
         *(16, 2, num_clips)
     ]
+
+
+DATASET = 'train_dataloader.dataset'
+
+
+@pytest.mark.parametrize(
+    'base, model, small',
+    [
+        ('videomac_convnext', CONVNEXT, 'pipeline.2.transforms.1.scale=(64,64)'),
+        ('videomae_vit_base', VIT, 'pipeline.0.clip_len=4'),
+    ],
+)
+def test_end_to_end__parts_make_the_iteration(tmp_path, root, write_config, base, model, small):
+    config = write_config(base, model)
+    text = config.read_text()
+    for kind in ('pairs', 'clips'):
+        text = text.replace(f'video_{kind}_224', f'synthetic_{kind}')
+    config.write_text(text)
+    few = ['--batch-size', 2, '--workers', 0, 1, '--num-videos', 3, '--iterations', 2]
+    args = [*few, '--repeats', 2, '--threads', 1, '--plot', 'out/bars.png']
+    options = ['--cfg-options', f'{DATASET}.size=64,64', f'{DATASET}.{small}']
+    report = run(root, tmp_path, 'end-to-end', '--config', config, *args, *options)
+    for workers in ('0', '1'):
+        found, samples = report['by_workers'][workers], report['samples_ms'][workers]
+        assert list(samples) == ['waiting', 'preprocessing', 'step', 'optimizer', 'ema']
+        assert all(len(values) == 2 and min(values) >= 0 for values in samples.values())
+        total = sum(map(sum, samples.values())) / 2
+        assert found['iteration_ms'] == pytest.approx(total)  # of two, the median is the mean
+        assert found['clips_per_s'] == pytest.approx(2 * 1e3 / total)
+        assert sum(found['shares'].values()) == pytest.approx(1)
+        assert found['shares']['step'] == pytest.approx(sum(samples['step']) / total / 2)
+    assert cv2.imread(str(tmp_path / 'out/bars.png')).std() > 0
+
+
+def test_scale__measures_processes_and_estimates_more(tmp_path, root, write_config):
+    sizes = ['--batch-size', 2, '--size', 64, '--repeats', 2, '--gpus', 8, 64, '--step-ms', 100]
+    args = [*sizes, '--bandwidth', 1, 0.001, '--plot', 'out/bars.png']
+    report = run(root, tmp_path, 'scale', '--config', write_config(), *args)
+    assert list(report['samples_ms']) == [
+        *('alone', 'unsynced', 'synced', 'all_reduce', 'optimizer', 'sharded')
+    ]
+    assert all(len(values) == 2 for values in report['samples_ms'].values())
+    assert report['shape'] == [2, 1, 3, 2, 64, 64] and report['threads'] == 1
+    assert report['efficiency'] == pytest.approx(report['alone_ms'] / report['synced_ms'])
+    assert report['clips_per_s'] == pytest.approx(4e3 / report['synced_ms'])
+    # Every weight has a gradient in float32, which is sent once.
+    assert report['gradient_bytes'] == 4 * report['num_parameters']
+    # AdamW's two moments, and a counter for each weight; one shard for each process.
+    whole, shards = report['optimizer_state_mb'], report['sharded_state_mb']
+    assert whole * 2**20 == pytest.approx(8 * report['num_parameters'], rel=0.01)
+    assert len(shards) == 2 and min(shards) > 0 and sum(shards) == pytest.approx(whole)
+    fast, slow = report['estimates']
+    assert fast['exchange_ms'] == pytest.approx(2 * 7 / 8 * report['gradient_bytes'] / 1e6)
+    assert fast['efficiency_hidden'] == 1 and fast['clips_per_s_hidden'] == 8 * 2 * 10
+    assert slow['exchange_ms'] == pytest.approx(2 * 63 / 64 * report['gradient_bytes'] / 1e3)
+    assert slow['efficiency_hidden'] == pytest.approx(100 / slow['exchange_ms'])
+    assert slow['efficiency_exposed'] == pytest.approx(100 / (100 + slow['exchange_ms']))
+    assert cv2.imread(str(tmp_path / 'out/bars.png')).std() > 0
+
+
+def test_scale__bandwidths_must_match_the_gpus(benchmark):
+    args = dict(processes=2, device='cpu', bandwidth=[1.0, 2.0, 3.0], gpus=[8, 64])
+    with pytest.raises(ValueError, match='one number or 2, as --gpus, got .1.0, 2.0, 3.0.'):
+        benchmark.benchmark_scale(argparse.Namespace(**args))
+
+
+def test_plot__finds_every_sample(benchmark):
+    report = dict(
+        config='c',
+        samples_ms=dict(a=[1, 2]),
+        samples_clips_per_s={'0': dict(ours=[3], mmaction=[4])},
+        dino=dict(samples_ms=dict(dense=[5])),
+        crw=dict(samples_ms=dict(dense=[6])),
+        losses=dict(sparse=dict(loss=7)),
+    )
+    assert dict(benchmark.named_samples(report)) == {
+        ('ms', 'a'): [1, 2],
+        ('clips_per_s', '0 ours'): [3],
+        ('clips_per_s', '0 mmaction'): [4],
+        ('ms', 'dino dense'): [5],
+        ('ms', 'crw dense'): [6],
+    }

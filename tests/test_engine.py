@@ -1,10 +1,16 @@
+import copy
 import math
+import os
+import socket
+import zlib
+from pathlib import Path
 
 import cv2
 import mmpretrain.models  # noqa: F401  its classifiers are built below
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.hooks import Hook
 from mmengine.model import BaseModule
 from mmengine.optim import build_optim_wrapper
 from mmengine.runner import Runner
@@ -13,6 +19,7 @@ from torch import nn
 
 from tests.test_models import test_videomae
 from videomac_mm.engine import TargetEMAHook
+from videomac_mm.models.masking import RandomPatchMask
 from videomac_mm.registry import MODELS
 
 ARCH = dict(depths=[1, 1], channels=[4, 6])
@@ -277,3 +284,207 @@ def test_layer_decay__needs_a_backbone_that_knows_its_layers(backbone):
     model.backbone = backbone
     with pytest.raises(TypeError, match='whose backbone has get_layer_depth, got Module'):
         groups(model, 'videomac_mm.LayerDecayOptimWrapperConstructor')
+
+
+# --------------------------------------------------------------------- two processes
+
+ADAMW = dict(type='AdamW', lr=0.01, weight_decay=0.05)
+SHARDED = dict(ADAMW, type='ZeroRedundancyOptimizer', optimizer_type='AdamW')
+LAYER_DECAY = dict(
+    constructor='LayerDecayOptimWrapperConstructor',
+    paramwise_cfg=dict(WITHOUT_VECTORS, layer_decay_rate=0.5),
+)
+VIEWS = dict(broadcast_buffers=False, gradient_as_bucket_view=True)
+RUNS = dict(
+    plain=dict(),
+    accumulated=dict(batch_size=1, accumulative_counts=2, model_wrapper_cfg=VIEWS),
+    broadcasting=dict(model_wrapper_cfg=dict(broadcast_buffers=True)),
+    bfloat16=dict(type='AmpOptimWrapper', dtype='bfloat16'),
+    adamw=dict(optimizer=ADAMW, paramwise_cfg=WITHOUT_VECTORS),
+    sharded=dict(optimizer=SHARDED, paramwise_cfg=WITHOUT_VECTORS),
+    resumed=dict(optimizer=SHARDED, paramwise_cfg=WITHOUT_VECTORS, resume='sharded'),
+    layers=dict(optimizer=ADAMW, **LAYER_DECAY),
+    sharded_layers=dict(optimizer=SHARDED, **LAYER_DECAY),
+)
+PROFILED = ('plain', 'bfloat16', 'broadcasting')
+
+
+class MaskOfContent(RandomPatchMask):
+    """The same mask for the same picture, in whatever batch and process it is."""
+
+    def __call__(self, images, generator=None):
+        seeds = [zlib.crc32(image.numpy().tobytes()) for image in images]
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        pairs = zip(images.split(1), generators)
+        return torch.cat([super(MaskOfContent, self).__call__(*pair) for pair in pairs])
+
+
+class FirstStep(Hook):
+    """The gradients of the optimiser's first step, and what the first iteration sends."""
+
+    def __init__(self, profiled: bool) -> None:
+        self.profile = torch.profiler.profile(acc_events=True) if profiled else None
+        self.collectives = None
+
+    def before_train(self, runner) -> None:
+        self.grads = {}
+        model = getattr(runner.model, 'module', runner.model)
+        update = runner.optim_wrapper.step
+
+        def step() -> None:
+            for name, param in model.named_parameters():
+                self.grads.setdefault(name, param.grad.clone())
+            update()
+
+        runner.optim_wrapper.step = step
+
+    def before_train_iter(self, runner, *args, **kwargs) -> None:
+        if runner.iter == 0 and self.profile:
+            self.profile.start()
+
+    def after_train_iter(self, runner, *args, **kwargs) -> None:
+        if runner.iter == 0 and self.profile:
+            self.profile.stop()
+            names = [event.name for event in self.profile.events()]
+            self.collectives = [name for name in names if name.startswith('c10d::')]
+
+
+def train(
+    folder: Path, batch_size=2, resume=None, profiled=False, model_wrapper_cfg=None, **optim
+) -> dict:
+    """Train on four videos for three epochs, in as many processes as there are."""
+    cfg = config(folder, launcher='pytorch' if 'RANK' in os.environ else 'none')
+    cfg.env_cfg = dict(dist_cfg=dict(backend='nccl', timeout=300))  # or a hang lasts half an hour
+    cfg.randomness = dict(seed=0, diff_rank_seed=True)
+    cfg.train_dataloader.batch_size = batch_size
+    cfg.train_dataloader.sampler.shuffle = False
+    cfg.train_dataloader.dataset.num_frames = 2
+    cfg.custom_hooks = cfg.custom_hooks[:1]
+    cfg.optim_wrapper.update(optim)
+    cfg.model_wrapper_cfg = model_wrapper_cfg
+    if resume is not None:
+        cfg.update(resume=True, load_from=str(folder.parent / resume / 'epoch_2.pth'))
+    runner = Runner.from_cfg(cfg)
+    model = getattr(runner.model, 'module', runner.model)
+    model.mask_generator = MaskOfContent(patch_size=8)
+    first = FirstStep(profiled)
+    runner.register_hook(first)
+    runner.train()
+    optimizer = runner.optim_wrapper.optimizer
+    states = getattr(optimizer, 'optim', optimizer).state.values()
+    return dict(
+        weights={key: value.clone() for key, value in model.state_dict().items()},
+        grads=first.grads,
+        collectives=first.collectives,
+        optimizer_numel=sum(value.numel() for state in states for value in state.values()),
+    )
+
+
+def train_one_of_two(rank: int, folder: str, port: int) -> None:
+    torch.set_num_threads(1)
+    environ = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=2, MASTER_ADDR='127.0.0.1')
+    os.environ.update(
+        {key: str(value) for key, value in (environ | dict(MASTER_PORT=port)).items()}
+    )
+    runs = {name: dict(run, profiled=name in PROFILED) for name, run in RUNS.items()}
+    found = {name: train(Path(folder) / name, **run) for name, run in runs.items()}
+    torch.save(found, f'{folder}/{rank}.pth')
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope='module')
+def two(tmp_path_factory) -> tuple[dict, dict, Path]:
+    """What each of two processes found in every run, and the folder of the runs."""
+    if not torch.distributed.is_gloo_available():
+        pytest.skip('torch without gloo')
+    folder = tmp_path_factory.mktemp('two')
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        port = probe.getsockname()[1]
+    torch.multiprocessing.spawn(train_one_of_two, (str(folder), port), nprocs=2)
+    return *(torch.load(folder / f'{rank}.pth') for rank in range(2)), folder
+
+
+def assert_same(got: dict, wanted: dict, tolerance: float) -> None:
+    """Relative to the norm of each tensor."""
+    assert list(got) == list(wanted)
+    for name, value in wanted.items():
+        assert (got[name] - value).norm() <= tolerance * value.norm(), name
+
+
+@pytest.fixture(scope='module')
+def one(tmp_path_factory) -> dict:
+    return train(tmp_path_factory.mktemp('one'), batch_size=4)
+
+
+@pytest.mark.parametrize('name', ['plain', 'accumulated'])
+def test_two_processes__are_one_with_the_whole_batch(one, two, name):
+    got, wanted = two[0][name], one
+    assert_same(got['grads'], wanted['grads'], 1e-4)
+    # The target's too: it moves once for each step of the optimiser.
+    assert_same(got['weights'], wanted['weights'], 1e-5)
+    assert wanted['weights']['target.neck.pred.bias'].norm() > 1e-3  # zero at first
+
+
+@pytest.mark.parametrize('name', RUNS)
+def test_two_processes__keep_the_same_weights_and_targets(two, name):
+    ours, theirs, _ = two
+    for key, value in ours[name]['weights'].items():
+        assert torch.equal(value, theirs[name]['weights'][key]), key
+        assert value.isfinite().all() and value.dtype == torch.float32, key
+
+
+def test_two_processes__send_gradients_and_nothing_else(two):
+    for name in ('plain', 'bfloat16'):
+        assert set(two[0][name]['collectives']) == {'c10d::allreduce_'}
+    # The target's weights are buffers, which torch's own default sends before each step.
+    assert 'c10d::broadcast_' in two[0]['broadcasting']['collectives']
+
+
+def test_bfloat16__takes_other_steps_than_float32(two):
+    ours, theirs = (two[0][name]['grads']['neck.pred.bias'] for name in ('bfloat16', 'plain'))
+    assert 1e-4 * theirs.norm() < (ours - theirs).norm() < 0.05 * theirs.norm()
+
+
+@pytest.mark.parametrize('sharded, whole', [('sharded', 'adamw'), ('sharded_layers', 'layers')])
+def test_sharded_optimiser__takes_the_steps_of_the_whole_one(two, sharded, whole):
+    ours, theirs, folder = two
+    assert_same(ours[sharded]['weights'], ours[whole]['weights'], 0)
+    # Each process holds its share of the state, and the checkpoint all of it.
+    shares = [found[sharded]['optimizer_numel'] for found in (ours, theirs)]
+    assert sum(shares) == ours[whole]['optimizer_numel']
+    assert max(shares) < 0.65 * sum(shares)  # parameters are not cut
+    states = [
+        torch.load(folder / name / 'epoch_3.pth')['optimizer']['state'] for name in (sharded, whole)
+    ]
+    assert len(states[0]) == len(ours[whole]['grads'])
+    for index, wanted in states[1].items():
+        assert_same(states[0][index], wanted, 0)
+
+
+def test_sharded_optimiser__goes_on_where_it_stopped(two):
+    assert_same(two[0]['resumed']['weights'], two[0]['sharded']['weights'], 0)
+    assert two[0]['resumed']['optimizer_numel'] == two[0]['sharded']['optimizer_numel']
+
+
+def test_grouped_constructor__makes_one_group_of_equal_settings():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))
+    paramwise = dict(norm_decay_mult=0.0, bias_decay_mult=0.0)
+    optimizer = dict(type='AdamW', lr=0.1, weight_decay=0.5)
+    weights, groups = [], []
+    for constructor in (
+        'DefaultOptimWrapperConstructor',
+        'videomac_mm.GroupedOptimWrapperConstructor',
+    ):
+        copied = copy.deepcopy(model)
+        cfg = dict(constructor=constructor, optimizer=optimizer, paramwise_cfg=paramwise)
+        wrapper = build_optim_wrapper(copied, cfg)
+        for _ in range(3):
+            wrapper.update_params(copied(torch.ones(2, 3)).square().sum())
+        weights.append(list(copied.parameters()))
+        groups.append(wrapper.param_groups)
+
+    assert [len(group['params']) for group in groups[0]] == [1] * 6
+    assert [(len(g['params']), g['weight_decay']) for g in groups[1]] == [(2, 0.5), (4, 0.0)]
+    assert all(torch.equal(*pair) for pair in zip(*weights))

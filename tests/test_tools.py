@@ -38,12 +38,14 @@ def scalars(work_dir: Path) -> list[dict]:
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason='torch without gloo')
 def test_dist_train_then_resume_then_test(tmp_path, root):
     train = [root / 'tools/dist_train.sh', TOY / 'toy_config.py', 2]
-    run([*train, '--amp'], tmp_path)
+    sharded = ['type=ZeroRedundancyOptimizer', 'optimizer_type=Adam']
+    options = ['--cfg-options', *(f'optim_wrapper.optimizer.{option}' for option in sharded)]
+    run([*train, '--amp', *options], tmp_path)
     # The work dir is named after the config; 16 samples, 4 in a batch of each process.
     work_dir = tmp_path / 'work_dirs' / 'toy_config'
     assert [(entry['iter'], entry['bits']) for entry in scalars(work_dir)] == [(1, 16), (2, 16)]
 
-    run([*train, '--resume', '--cfg-options', 'train_cfg.max_epochs=2'], tmp_path)
+    run([*train, '--resume', *options, 'train_cfg.max_epochs=2'], tmp_path)
     assert [(entry['iter'], entry['bits']) for entry in scalars(work_dir)] == [(3, 32), (4, 32)]
 
     test = [sys.executable, root / 'tools/test.py', TOY / 'toy_config.py']
@@ -79,3 +81,24 @@ def test_prepare_synthetic__writes_the_layout_of_each_toolbox(tmp_path, root):
     assert next((tmp_path / 'again/images/train').rglob('00000.png')).read_bytes() == before
     with pytest.raises(AssertionError, match='data exists already'):
         run([*tool, 'data'], tmp_path)
+
+
+@pytest.mark.parametrize('gpus, per_node', [('64', '8'), ('4', '4')])
+def test_slurm_train__asks_for_a_task_per_gpu(tmp_path, root, monkeypatch, gpus, per_node):
+    srun = tmp_path / 'srun'
+    srun.write_text('#!/bin/sh\necho port=$MASTER_PORT > asked\nprintf "%s\\n" "$@" >> asked\n')
+    srun.chmod(0o755)
+    environ = dict(
+        GPUS=gpus, SRUN_ARGS='--time=60 --quiet', PATH=f'{tmp_path}:{os.environ["PATH"]}'
+    )
+    for key, value in environ.items():
+        monkeypatch.setenv(key, value)
+    script = [root / 'tools/slurm_train.sh', 'gpu', 'a job', 'config.py', 'work dir']
+    run([*script, '--cfg-options', 'a="[1, 2]"'], tmp_path)
+    port, *words = (tmp_path / 'asked').read_text().splitlines()
+    assert port != 'port='
+    wanted = [f'--ntasks={gpus}', f'--ntasks-per-node={per_node}', f'--gres=gpu:{per_node}']
+    assert {*wanted, '--job-name=a job', '--time=60', '--quiet'} <= set(words)
+    train = ['config.py', '--work-dir=work dir', '--launcher', 'slurm']
+    train += ['--cfg-options', 'a="[1, 2]"']
+    assert words[-len(train) :] == train

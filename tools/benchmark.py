@@ -4,6 +4,8 @@
     python tools/benchmark.py encoder --config CONFIG  time and memory of an encoder, two ways
     python tools/benchmark.py data --config CONFIG     clips per second, two ways
     python tools/benchmark.py propagation              labels of a frame, two ways
+    python tools/benchmark.py end-to-end --config CONFIG  from files to weights, and its parts
+    python tools/benchmark.py scale --config CONFIG    several processes against one
 
 Times are medians; what is compared is measured in turns, so that a drift of the machine
 meets all alike. Every sample is kept in the JSON.
@@ -13,6 +15,7 @@ import argparse
 import ctypes
 import itertools
 import json
+import math
 import multiprocessing
 import os
 import platform
@@ -21,28 +24,38 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.dataset import BaseDataset
 from mmengine.logging import MMLogger
+from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from mmengine.utils.dl_utils import set_multi_processing
 from torch import Tensor, nn
+from torch.distributed import GradBucket
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.futures import Future
+from torch.utils.flop_counter import FlopCounterMode
 
 from videomac_mm.models import SparseConvNeXt, SparseResNet, VideoMAC, VideoVisionTransformer
+from videomac_mm.models.gathered_batch_norm import GatheredBatchNorm1d
 from videomac_mm.models.propagation import ContextFrames, Window, propagate_densely
 from videomac_mm.registry import DATASETS, MODELS
-from videomac_mm.sparse import VisiblePatches
+from videomac_mm.sparse import VisiblePatches, set_conv_backend
 from videomac_mm.sparse.masked_dense import masked_dense
 
 CONFIGS = Path(__file__).resolve().parent.parent / 'configs'
 VARIANTS = ('sparse', 'masked_dense', 'mmpretrain_sparse')
+MORE_VARIANTS = ('sparse_torch', 'spconv', 'sparse_compiled', 'masked_dense_compiled')
+PAPER_PAIRS = 100 * 94_000  # epochs, frames of YouTube-VOS that have a partner
 ENCODER_VARIANTS = ('masked', 'full')
 TOLERANCE = 1e-4  # of losses and features, relative, and of labels, in float32
 FORMS = dict(
@@ -73,6 +86,17 @@ masked_dense       the same weights computed at every site, hidden sites zeroed 
                    nothing is reported
 mmpretrain_sparse  mmpretrain's SparseConvNeXt or SparseResNet as the backbone, masked-dense too
 
+and, if asked for with --variants:
+
+sparse_torch           without the kernels of this package (conv_backend='torch')
+spconv                 with the spconv library (conv_backend='spconv')
+sparse_compiled        as `sparse`, the whole of `model.loss` under torch.compile, static shapes
+masked_dense_compiled  as `masked_dense`, likewise
+
+The operations of the matrix products and convs of the first variant's step are counted (those of
+kernels of this package are not), and set against what a product of 4096 x 4096 matrices reaches
+here (2048 on CPU).
+
 Memory is the growth of the peak during one step, the new gradients included. On CUDA: of
 torch's allocator. On CPU: of the resident set (VmHWM after the step less VmRSS right before it,
 /proc/self/status), each variant in a fresh process of its own, after a tiny step that loads
@@ -93,10 +117,10 @@ Memory as in `step`.
 
 DATA_HELP = """\
 Clips (pairs of frames are clips of two) per second of the training pipeline of a config, after
-collation, for each number of workers (0 = in process). For video files the same data set also
-runs the plain pipeline of mmaction2: DecordInit, SampleFrames, DecordDecode, then the config's own
-crops. Only videos that this package could read take part: decord ends the process on some damaged
-files.
+collation, for each number of workers (0 = in process); several crops of the same frames
+(ForEachClip's repeats) count once. For video files the same data set also runs the plain pipeline
+of mmaction2: DecordInit, SampleFrames, DecordDecode, then the config's own crops. Only videos that
+this package could read take part: decord ends the process on some damaged files.
 """
 
 PROPAGATION_HELP = """\
@@ -109,6 +133,38 @@ dense              the matrix of all pairs of cells, then masked, as the referen
                    must agree with those of `windowed`, or nothing is reported
 
 The network of the config takes its time once a frame, apart. Memory as in `step`.
+"""
+
+END_TO_END_HELP = """\
+For all configs of pre-training: whole iterations, from the files of the data set to the moved
+weights, for each number of workers (0 = in process). A window begins once the batches that were
+waiting are used up.
+
+waiting            for the next batch of the config's data loader
+preprocessing      the copy to the device, and the config's normalisation
+step               losses and backward
+optimizer          of the config
+ema                the target's following, where there is a target
+
+On CUDA each part ends in a synchronisation. Videos are chosen as in `data`; of clips per second
+every crop counts. Waiting threads of OpenMP sleep, as tools/train.py has it.
+"""
+
+SCALE_HELP = """\
+For all configs of pre-training but CMAE-V's, whose processes wait for each other in the middle
+of a step: the same work per process in one process and in several ones of this machine (NCCL, or
+gloo on CPU), on random inputs. A step is forward, backward, optimiser and EMA.
+
+alone              one process, the others idle
+unsynced           all processes at once, each on its own: what they take from each other
+synced             with DistributedDataParallel, as in training
+all_reduce         the gradients' exchange by itself, in DDP's buckets
+optimizer          the config's, alone; `sharded` is the same as ZeroRedundancyOptimizer (ZeRO-1),
+                   the weights' exchange included
+
+Efficiency is the time alone over the time synced. The estimate for other machines takes
+2 (N - 1) / N * bytes / bandwidth for a ring's exchange, latency left out, and a step of --step-ms:
+`hidden` is the best case, an exchange wholly behind the computation, `exposed` the worst.
 """
 
 
@@ -125,7 +181,9 @@ def parse_args() -> argparse.Namespace:
     propagation = commands.add_parser(
         'propagation', description=PROPAGATION_HELP, formatter_class=raw
     )
-    for command in (step, encoder, data):
+    end_to_end = commands.add_parser('end-to-end', description=END_TO_END_HELP, formatter_class=raw)
+    scale = commands.add_parser('scale', description=SCALE_HELP, formatter_class=raw)
+    for command in (step, encoder, data, end_to_end, scale):
         command.add_argument(
             '--config', required=True, help='config file, or the name of one below configs/'
         )
@@ -135,25 +193,50 @@ def parse_args() -> argparse.Namespace:
     propagation.add_argument('--channels', type=positive, default=384)
     propagation.add_argument('--radius', type=positive, default=12, help='cells')
     propagation.add_argument('--forms', nargs='+', choices=list(FORMS), default=list(FORMS))
-    for command in (step, encoder, data, propagation):
+    for command in (step, encoder, data, propagation, end_to_end, scale):
         command.add_argument('--threads', type=positive, help="torch's threads, default: its own")
         command.add_argument('--json', type=Path, help='file for the results')
+        command.add_argument('--plot', type=Path, help='picture of the medians and all samples')
         command.add_argument(
             '--cfg-options', nargs='+', action=DictAction, help='overrides as key=value'
         )
     step.add_argument('--size', type=positive, default=224, help='pixels')
-    encoder.add_argument('--size', type=positive, help="pixels, default: the config's Resize")
-    encoder.add_argument('--num-frames', type=positive, help="default: the config's clip_len")
-    for command in (step, encoder):
-        command.add_argument('--amp', action='store_true', help='float16 on GPU, bfloat16 on CPU')
-    for command in (step, encoder, propagation):
+    step.add_argument(
+        '--variants', nargs='+', choices=VARIANTS + MORE_VARIANTS, default=list(VARIANTS)
+    )
+    for command in (encoder, scale):
+        command.add_argument('--size', type=positive, help="pixels, default: the config's Resize")
+        command.add_argument('--num-frames', type=positive, help="default: the config's clip_len")
+    for command in (step, encoder, end_to_end, scale):
+        command.add_argument(
+            '--amp',
+            nargs='?',
+            const='auto',
+            choices=['auto', 'float16', 'bfloat16'],
+            help='mixed precision; alone, float16 on GPU, bfloat16 on CPU',
+        )
+    for command in (step, encoder, propagation, end_to_end, scale):
         command.add_argument('--repeats', type=positive, default=5)
         command.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    data.add_argument('--data-root', help="the data set's folder, in place of the config's")
-    data.add_argument('--workers', type=int, nargs='+', default=[0, 2])
-    data.add_argument('--num-videos', type=positive, default=100, help='items, evenly spread')
+    for command in (data, end_to_end):
+        command.add_argument('--data-root', help="the data set's folder, in place of the config's")
+        command.add_argument('--workers', type=int, nargs='+', default=[0, 2])
+        command.add_argument(
+            '--num-videos', type=positive, default=100, help='items, evenly spread'
+        )
     data.add_argument('--seconds', type=float, default=4.0, help='length of a window')
     data.add_argument('--windows', type=positive, default=3)
+    end_to_end.add_argument('--iterations', type=positive, default=10, help='of a window')
+    scale.set_defaults(threads=1)
+    scale.add_argument('--processes', type=positive, default=2)
+    scale.add_argument('--gpus', type=positive, nargs='+', default=[8, 64], help='to estimate')
+    scale.add_argument(
+        '--bandwidth',
+        type=float,
+        nargs='+',
+        help="GB/s of each GPU's link: one, or one for each of --gpus; default: as measured here",
+    )
+    scale.add_argument('--step-ms', type=float, help='of a GPU; default: as measured here')
     return parser.parse_args()
 
 
@@ -217,11 +300,46 @@ def cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-def finish(report: dict, path: Path | None) -> None:
+def finish(report: dict, path: Path | None, plot_path: Path | None = None) -> None:
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(report, indent=2) + '\n')
         print(f'written to {path}')
+    if plot_path is not None:
+        plot_path.parent.mkdir(parents=True, exist_ok=True)
+        plot(report, plot_path)
+        print(f'written to {plot_path}')
+
+
+def plot(report: dict, path: Path) -> None:
+    """Bars for the medians of all samples in a report, dots for the samples."""
+    from matplotlib.figure import Figure
+
+    bars = dict(named_samples(report))
+    units = list(dict.fromkeys(unit for unit, _ in bars))
+    figure = Figure(figsize=(8, 1 + 0.4 * len(bars)), layout='constrained')
+    axes = figure.subplots(len(units), squeeze=False)[:, 0]
+    figure.suptitle(f'{report["config"]}\n{report["device"]}', fontsize='small')
+    for ax, unit in zip(axes, units):
+        names = [name for other, name in bars if other == unit]
+        for name in names:
+            values = bars[unit, name]
+            ax.barh(name, median(values), color='tab:blue', alpha=0.6)
+            ax.plot(values, [name] * len(values), '.', color='black')
+        ax.invert_yaxis()
+        ax.set_xlabel(unit.replace('_per_', ' / '))
+    figure.savefig(path)
+
+
+def named_samples(report: dict, unit: str = '', name: str = '') -> Iterator[tuple]:
+    """Each list of samples under a key ``samples_UNIT``: ((unit, name), values)."""
+    for key, value in report.items():
+        inner = key.removeprefix('samples_') if key.startswith('samples_') else unit
+        path = name if inner != unit else f'{name} {key}'.strip()
+        if isinstance(value, dict):
+            yield from named_samples(value, inner, path)
+        elif unit:
+            yield (unit, path), value
 
 
 def ratio(value: float | None, base: float | None) -> float | None:
@@ -250,7 +368,7 @@ def build_model(cfg: Config) -> nn.Module:
 
 
 def build_variant(cfg: Config, variant: str, device: torch.device) -> nn.Module | None:
-    """The model of a config with one of the three backbones; None if there is no such one."""
+    """The model of a config as one of the variants; None if there is no such one."""
     model = build_model(cfg)
     if not isinstance(model, VideoMAC):
         raise ValueError(
@@ -265,6 +383,8 @@ def build_variant(cfg: Config, variant: str, device: torch.device) -> nn.Module 
         model.target = type(model.target)(backbone=model.backbone, neck=model.neck)
         for network in (model.backbone, model.target.backbone):
             network.register_forward_pre_hook(set_active)
+    elif variant in ('sparse_torch', 'spconv'):
+        set_conv_backend(model, variant.removeprefix('sparse_'))
     return model.to(device).train()
 
 
@@ -338,14 +458,21 @@ def densely(model: nn.Module, mask: Tensor) -> Iterator[None]:
         yield
 
 
+def autocast(device: torch.device, amp: str | None) -> AbstractContextManager:
+    """Mixed precision as ``--amp`` has it."""
+    half = amp == 'float16' or (amp == 'auto' and device.type == 'cuda')
+    dtype = torch.float16 if half else torch.bfloat16
+    return torch.autocast(device.type, dtype, enabled=bool(amp))
+
+
 class Step:
     """The pre-training step of one variant on one batch.
 
     Args:
         model: as `build_variant` returns it.
-        variant: one of `VARIANTS`.
+        variant: one of `VARIANTS` or `MORE_VARIANTS`.
         batch_size, num_frames, size: of the inputs: clips, frames of each, pixels.
-        amp: compute under autocast.
+        amp: compute under `autocast`; as on the command line.
     """
 
     def __init__(
@@ -354,7 +481,7 @@ class Step:
         variant: str,
         batch_size: int,
         size: int,
-        amp: bool = False,
+        amp: str | None = None,
         num_frames: int = 2,
     ) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -365,22 +492,29 @@ class Step:
         # What the encoder gets: clips, or the first frame of each.
         self.encoded = self.inputs[:, 0] if tubelet_size(model) else self.inputs[:, 0, :, 0]
         self.mask = model.mask_generator(self.encoded, generator)
+        self.compiled: Callable | None = None
 
     def prepared(self) -> AbstractContextManager:
         """Around the whole step: as masked-dense, backward must run inside too."""
         self.model.zero_grad(set_to_none=True)
-        dense = self.variant == 'masked_dense'
-        return densely(self.model, self.mask) if dense else nullcontext()
+        if self.variant == 'masked_dense':
+            return densely(self.model, self.mask)
+        if self.variant == 'masked_dense_compiled' and self.compiled is None:
+            densely(self.model, self.mask).__enter__()  # for good: what is compiled must stay
+        return nullcontext()
 
     def run(self) -> dict[str, Tensor]:
-        dtype = torch.float16 if self.device.type == 'cuda' else torch.bfloat16
-        with torch.autocast(self.device.type, dtype, enabled=self.amp):
+        with autocast(self.device, self.amp):
             losses = self.forward()
         sum(losses.values()).backward()
         return losses
 
     def forward(self) -> dict[str, Tensor]:
-        return self.model.loss(self.inputs, mask=self.mask)
+        if not self.variant.endswith('_compiled'):
+            return self.model.loss(self.inputs, mask=self.mask)
+        if self.compiled is None:
+            self.compiled = torch.compile(self.model.loss, dynamic=False)
+        return self.compiled(self.inputs, mask=self.mask)
 
     def milliseconds(self) -> float:
         with self.prepared():
@@ -389,7 +523,7 @@ class Step:
     def losses(self) -> dict[str, float]:
         """The losses in float32, whatever ``amp`` says."""
         torch.manual_seed(0)  # for drop path
-        amp, self.amp = self.amp, False
+        amp, self.amp = self.amp, None
         with self.prepared(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             losses = self.run()
         self.amp = amp
@@ -485,7 +619,10 @@ def measure(
 def peak_mb_of(args: argparse.Namespace, variant: str, steps_of: Callable) -> float:
     """Build a variant, run a tiny step, and measure a full one."""
     (step,) = steps_of(args, [variant]).values()
-    step.tiny().milliseconds()
+    if variant.endswith('_compiled'):
+        step.milliseconds()  # compiles
+    else:
+        step.tiny().milliseconds()
     return step.peak_mb()
 
 
@@ -493,26 +630,47 @@ def check_agreement(steps: dict[str, Step]) -> dict[str, dict[str, float]]:
     """The losses of all variants.
 
     Raises:
-        RuntimeError: if sparse and masked-dense ones differ; names both.
+        RuntimeError: if those of the same network differ; names both.
     """
     losses = {variant: step.losses() for variant, step in steps.items()}
-    for name, wanted in losses['masked_dense'].items():
-        got = losses['sparse'][name]
-        if not abs(got - wanted) <= TOLERANCE * abs(wanted):  # NaN must not pass
-            raise RuntimeError(
-                f'nothing to report: {name} is {got} for sparse and {wanted} for masked_dense, '
-                f'a relative difference above {TOLERANCE}'
-            )
+    reference = 'masked_dense' if 'masked_dense' in losses else next(iter(losses))
+    for variant in set(losses) - {'mmpretrain_sparse'}:
+        for name, wanted in losses[reference].items():
+            got = losses[variant][name]
+            if not abs(got - wanted) <= TOLERANCE * abs(wanted):  # NaN must not pass
+                raise RuntimeError(
+                    f'nothing to report: {name} is {got} for {variant} and {wanted} for '
+                    f'{reference}, a relative difference above {TOLERANCE}'
+                )
     return losses
+
+
+def gflop_of(step: Step) -> float:
+    """Operations of the matrix products and convs of a step, in 10^9; two for a multiply-add."""
+    with step.prepared(), FlopCounterMode(display=False) as counter:
+        step.run()
+    return counter.get_total_flops() / 1e9
+
+
+def peak_gflops(step: Step, repeats: int) -> float:
+    """What a large product of matrices reaches, in 10^9 operations per second."""
+    side = 4096 if step.device.type == 'cuda' else 2048
+    matrix = torch.randn(side, side, device=step.device)
+
+    def multiply() -> float:
+        with autocast(step.device, step.amp):
+            return milliseconds(lambda: torch.mm(matrix, matrix), step.device)
+
+    times = in_turns(dict(mm=multiply), repeats)['mm']
+    return 2 * side**3 / median(times) / 1e6
 
 
 def optimizer_clocks(cfg: Config, step: Step) -> dict[str, Callable[[], float]]:
     """Of the optimiser, on the gradients that are there, and of the target's following."""
     model, device = step.model, step.device
-    optim_cfg = {k: v for k, v in cfg.optim_wrapper.items() if k in ('optimizer', 'paramwise_cfg')}
-    wrapper = build_optim_wrapper(model, dict(type=OptimWrapper, **optim_cfg))
+    optimizer = build_optimizer(cfg, model)
     return dict(
-        optimizer=lambda: milliseconds(wrapper.optimizer.step, device),
+        optimizer=lambda: milliseconds(optimizer.step, device),
         ema=lambda: milliseconds(lambda: model.target.follow(model, 0.996), device),
     )
 
@@ -531,26 +689,33 @@ def steps_of(args: argparse.Namespace, variants: Sequence[str] = VARIANTS) -> di
 def benchmark_step(args: argparse.Namespace) -> dict:
     device = torch.device(args.device)
     cfg = load_config(args)
-    steps = steps_of(args)
+    steps = steps_of(args, args.variants)
     losses = check_agreement(steps)
     samples, peaks = measure(args, steps, steps_of)
-    samples |= in_turns(optimizer_clocks(cfg, steps['sparse']), args.repeats)
+    first = steps.get('sparse') or next(iter(steps.values()))
+    gflop, gflops = gflop_of(first), peak_gflops(first, args.repeats)
+    samples |= in_turns(optimizer_clocks(cfg, first), args.repeats)
 
     times = {name: median(values) for name, values in samples.items()}
-    base, counterpart = times['sparse'], steps.get('mmpretrain_sparse')
+    base, counterpart = times[first.variant], steps.get('mmpretrain_sparse')
+    pairs_per_s = 1e3 * args.batch_size / (base + times['optimizer'] + times['ema'])
     return dict(
         **describe(args, device),
-        **describe_step(args, steps['sparse']),
-        **{f'{variant}_ms': times.get(variant) for variant in VARIANTS},
-        speedup=ratio(times['masked_dense'], base),
+        **describe_step(args, first),
+        variants=args.variants,
+        **{f'{variant}_ms': times.get(variant) for variant in args.variants},
+        speedup=ratio(times.get('masked_dense'), base),
         speedup_over_mmpretrain=ratio(times.get('mmpretrain_sparse'), base),
         optimizer_ms=times['optimizer'],
         ema_ms=times['ema'],
-        **{f'{variant}_peak_mb': peaks.get(variant) for variant in VARIANTS},
+        pairs_per_s=pairs_per_s,
+        paper_hours=PAPER_PAIRS / pairs_per_s / 3600,
+        gflop=gflop,
+        peak_gflops=gflops,
+        share_of_peak=gflop / base * 1e3 / gflops,
+        **{f'{variant}_peak_mb': peaks.get(variant) for variant in args.variants},
         losses=losses,
-        mmpretrain_note=counterpart_note(
-            counterpart and counterpart.model, steps['sparse'].model.backbone
-        ),
+        mmpretrain_note=counterpart_note(counterpart and counterpart.model, first.model.backbone),
         samples_ms=samples,
     )
 
@@ -572,19 +737,25 @@ def describe_step(args: argparse.Namespace, step: Step) -> dict:
 def print_step(report: dict) -> None:
     print(f'{report["config"]}: batch {report["batch_size"]}, {report["size"]} pixels, ', end='')
     print(f'{report["visible"]} patches visible, {report["device"]}, {report["threads"]} threads')
-    print_variants(report, VARIANTS)
+    print_variants(report, report['variants'])
     for name in ('optimizer', 'ema'):
-        print(f'{name:18}{text(report[f"{name}_ms"]):>10}')
-    print(report['mmpretrain_note'])
+        print(f'{name:22}{text(report[f"{name}_ms"]):>10}')
+    print(
+        f'{text(report["pairs_per_s"])} pairs per second with optimiser and EMA, the data apart: '
+        f'{text(report["paper_hours"])} hours for 100 epochs of YouTube-VOS; '
+        f'{report["gflop"]:.1f} GFLOP, {report["share_of_peak"]:.0%} of a large matrix product'
+    )
+    if 'mmpretrain_sparse' in report['variants']:
+        print(report['mmpretrain_note'])
 
 
 def print_variants(report: dict, variants: Sequence[str]) -> None:
     """A table of all variants, their times also as multiples of the first one's."""
-    print(f'{"":18}{"ms":>10}{f"to {variants[0]}":>11}{"peak MiB":>10}')
+    print(f'{"":22}{"ms":>10}{f"to {variants[0]}":>11}{"peak MiB":>10}')
     for variant in variants:
         value, memory = report[f'{variant}_ms'], report[f'{variant}_peak_mb']
         share = text(ratio(value, report[f'{variants[0]}_ms']), 'x')
-        print(f'{variant:18}{text(value):>10}{share:>11}{text(memory):>10}')
+        print(f'{variant:22}{text(value):>10}{share:>11}{text(memory):>10}')
 
 
 # ---------------------------------------------------------------------------- encoder
@@ -743,7 +914,8 @@ def mmaction_pipeline(pipeline: list[dict]) -> list[dict] | None:
         elif kind == 'DecodeFrames':
             plain.append(dict(type='mmaction.DecordDecode'))
         elif kind == 'ForEachClip':
-            plain.extend(step['transforms'])
+            crops = [crop for crop in step['transforms'] if not crop['type'].endswith('FuseCrops')]
+            plain.extend({k: v for k, v in crop.items() if k != 'lazy'} for crop in crops)
         else:
             plain.append(step)
     return plain
@@ -846,6 +1018,9 @@ def benchmark_data(args: argparse.Namespace) -> dict:
         compared, note = False, f"no comparison: mmaction2's pipeline failed: {err}"
         found = in_new_process(measure_data, args, False)
 
+    repeats = math.prod(step.get('repeats', 1) for step in pipeline)
+    for samples in found['samples'].values():
+        samples['ours'] = [rate / repeats for rate in samples['ours']]
     by_workers = {
         workers: {name: median(values) for name, values in samples.items()}
         for workers, samples in found['samples'].items()
@@ -859,6 +1034,7 @@ def benchmark_data(args: argparse.Namespace) -> dict:
         num_videos=found['num_videos'],
         num_unusable=len(found['unusable']),
         unusable=found['unusable'],
+        crops_per_clip=repeats,
         clips_per_s=ours,
         mmaction_clips_per_s=theirs,
         speedup=ratio(ours, theirs),
@@ -1016,11 +1192,344 @@ def print_propagation(report: dict) -> None:
     print(f'{"network":10}{text(report["network_ms"]):>10}  ({report["config"]})')
 
 
+# ------------------------------------------------------------------------- end to end
+
+PARTS = ('waiting', 'preprocessing', 'step', 'optimizer', 'ema')
+
+
+class Training:
+    """Iterations of training, part by part."""
+
+    def __init__(self, args: argparse.Namespace, cfg: Config) -> None:
+        self.amp, self.device = args.amp, torch.device(args.device)
+        self.model = build_model(cfg).to(self.device).train()
+        self.optimizer = build_optimizer(cfg, self.model)
+        self.num_clips = 0
+
+    def iterate(self, batches: Iterator) -> list[float]:
+        """Milliseconds of each part of one iteration."""
+        times = [time.perf_counter()]
+
+        def part_is_over() -> None:
+            synchronize(self.device)
+            times.append(time.perf_counter())
+
+        batch = next(batches)
+        part_is_over()
+        data = self.model.data_preprocessor(batch, training=True)
+        part_is_over()
+        with autocast(self.device, self.amp):
+            losses = self.model(**data, mode='loss')
+        self.model.parse_losses(losses)[0].backward()
+        part_is_over()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        part_is_over()
+        follow(self.model)
+        part_is_over()
+        self.num_clips = sum(map(len, batch['inputs']))
+        return [1e3 * (end - start) for start, end in itertools.pairwise(times)]
+
+    def window(self, batches: Iterator, waiting: int, iterations: int) -> list[float]:
+        """Mean of each part, after the batches that may have been waiting."""
+        for _ in range(waiting):
+            self.iterate(batches)
+        rows = [self.iterate(batches) for _ in range(iterations)]
+        return [sum(part) / iterations for part in zip(*rows)]
+
+
+def build_optimizer(cfg: Config, model: nn.Module, **changes) -> torch.optim.Optimizer:
+    """The optimiser of a config, with some of its settings changed."""
+    keys = ('optimizer', 'paramwise_cfg', 'constructor')
+    optim_cfg = {k: v for k, v in cfg.optim_wrapper.items() if k in keys}
+    optim_cfg['optimizer'] = dict(optim_cfg['optimizer'], **changes)
+    return build_optim_wrapper(model, dict(type=OptimWrapper, **optim_cfg)).optimizer
+
+
+def follow(model: nn.Module) -> None:
+    if hasattr(model, 'target'):
+        model.target.follow(model, 0.996)
+
+
+def measure_end_to_end(args: argparse.Namespace) -> dict:
+    """Samples of each part for each number of workers, and what was read."""
+    cfg = data_config(args)
+    set_multi_processing(**cfg.get('env_cfg', {}).get('mp_cfg', {}))
+    items, unusable = usable_items(cfg, args.num_videos)
+    dataset = DATASETS.build(cfg.train_dataloader.dataset)
+    dataset.get_subset_(items)
+    # Before the model: workers are forked from a process that has no threads yet.
+    loaders = {n: build_loader(cfg, dataset, n, args.batch_size) for n in args.workers}
+    training = Training(args, cfg)
+    clocks = {
+        str(n): partial(training.window, batches, 2 * n, args.iterations)
+        for n, batches in loaders.items()
+    }
+    samples = {
+        workers: dict(zip(PARTS, map(list, zip(*windows))))
+        for workers, windows in in_turns(clocks, args.repeats).items()
+    }
+    return dict(
+        num_videos=len(items),
+        num_unusable=len(unusable),
+        clips_of_iteration=training.num_clips,
+        threads=torch.get_num_threads(),
+        samples_ms=samples,
+    )
+
+
+def benchmark_end_to_end(args: argparse.Namespace) -> dict:
+    os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')  # read when the new process loads torch
+    found = in_new_process(measure_end_to_end, args)
+    by_workers = {}
+    for workers, parts in found['samples_ms'].items():
+        total = median(map(sum, zip(*parts.values())))
+        by_workers[workers] = dict(
+            iteration_ms=total,
+            iterations_per_s=1e3 / total,
+            clips_per_s=1e3 / total * found['clips_of_iteration'],
+            shares={
+                part: sum(values) / sum(map(sum, parts.values())) for part, values in parts.items()
+            },
+        )
+    return dict(
+        describe(args, torch.device(args.device)),
+        batch_size=args.batch_size,
+        amp=args.amp,
+        data_root=args.data_root,
+        iterations=args.iterations,
+        by_workers=by_workers,
+        **found,
+    )
+
+
+def print_end_to_end(report: dict) -> None:
+    print(
+        f'{report["config"]}: batch {report["batch_size"]}, {report["num_videos"]} videos, ', end=''
+    )
+    print(f'{report["device"]}, {report["threads"]} threads; shares of an iteration:')
+    print(f'{"workers":>8}{"it/s":>8}{"clips/s":>9}', *(f'{part:>13}' for part in PARTS))
+    for workers, found in report['by_workers'].items():
+        print(f'{workers:>8}{text(found["iterations_per_s"]):>8}', end='')
+        print(f'{text(found["clips_per_s"]):>9}', end=' ')
+        print(*(f'{found["shares"][part]:>13.1%}' for part in PARTS))
+
+
+# ------------------------------------------------------------------------------ scale
+
+
+class Replica:
+    """One of several processes that train together, on random inputs of its own."""
+
+    def __init__(self, args: argparse.Namespace, rank: int) -> None:
+        cfg = load_config(args)
+        self.rank, self.amp, self.device = rank, args.amp, torch.device(args.device)
+        if self.device.type == 'cuda':
+            torch.cuda.set_device(rank)
+        model = build_model(cfg).to(self.device).train()
+        if any(isinstance(x, (GatheredBatchNorm1d, nn.SyncBatchNorm)) for x in model.modules()):
+            raise ValueError(
+                f'scale runs one process alone, and those of {type(model).__name__} wait for each '
+                'other in the middle of a step'
+            )
+        num_frames, size = input_size(args, cfg, model)
+        num_frames = num_frames if tubelet_size(model) else 2
+        self.shape = (args.batch_size, 1, 3, num_frames, size, size)
+        self.inputs = torch.randn(self.shape).to(self.device)
+        self.network = MMDistributedDataParallel(
+            model,
+            device_ids=[rank] if self.device.type == 'cuda' else None,
+            broadcast_buffers=False,  # as mmengine's runner
+        )
+        self.buckets: list[Tensor] = []
+        self.network.register_comm_hook(self.buckets, exchange)
+        whole = cfg.optim_wrapper.optimizer
+        kind = whole.pop('optimizer_type', whole.type)  # of a config that shards it already
+        # Weights that stay where they are keep all steps alike.
+        self.optimizer = build_optimizer(cfg, model, type=kind, lr=0.0)
+        self.sharded = build_optimizer(
+            cfg, model, type='ZeroRedundancyOptimizer', optimizer_type=kind, lr=0.0
+        )
+
+    def step(self, synced: bool = True) -> None:
+        self.optimizer.zero_grad()
+        with nullcontext() if synced else self.network.no_sync():
+            with autocast(self.device, self.amp):
+                losses = self.network(self.inputs, mode='loss')
+            self.network.module.parse_losses(losses)[0].backward()
+        self.optimizer.step()
+        follow(self.network.module)
+
+    def all_reduce(self) -> None:
+        for work in [torch.distributed.all_reduce(x, async_op=True) for x in self.buckets]:
+            work.wait()
+
+    def milliseconds(self, action: Callable, only_first: bool = False) -> float:
+        """Until the last process is done; or the first one, while the others wait."""
+
+        def all_of_it() -> None:
+            if not only_first or self.rank == 0:
+                action()
+            if not only_first:
+                torch.distributed.barrier()
+
+        torch.distributed.barrier()
+        return milliseconds(all_of_it, self.device)
+
+    def clocks(self) -> dict[str, Callable[[], float]]:
+        unsynced = partial(self.step, synced=False)
+        return dict(
+            alone=partial(self.milliseconds, unsynced, only_first=True),
+            unsynced=partial(self.milliseconds, unsynced),
+            synced=partial(self.milliseconds, self.step),
+            all_reduce=partial(self.milliseconds, self.all_reduce),
+            optimizer=partial(self.milliseconds, self.optimizer.step),
+            sharded=partial(self.milliseconds, self.sharded.step),
+        )
+
+
+def exchange(buckets: list[Tensor], bucket: GradBucket) -> Future[Tensor]:
+    """DDP's own all-reduce; keeps buckets of the same sizes for `Replica.all_reduce`."""
+    if bucket.index() == 0:
+        buckets.clear()
+    buckets.append(torch.zeros_like(bucket.buffer()))
+    return allreduce_hook(None, bucket)
+
+
+def state_mb(optimizer: torch.optim.Optimizer) -> float:
+    """What an optimiser keeps in this process, in MiB."""
+    states = getattr(optimizer, 'optim', optimizer).state.values()
+    tensors = [value for state in states for value in state.values() if torch.is_tensor(value)]
+    return sum(x.numel() * x.element_size() for x in tensors) / 2**20
+
+
+def scale_process(rank: int, args: argparse.Namespace, folder: str) -> None:
+    torch.distributed.init_process_group(
+        'nccl' if args.device.startswith('cuda') else 'gloo',
+        init_method=f'file://{folder}/store',
+        rank=rank,
+        world_size=args.processes,
+    )
+    replica = Replica(args, rank)
+    for _ in range(2):  # DDP makes its final buckets after the first step
+        replica.step()
+    bucket_bytes = [x.numel() * x.element_size() for x in replica.buckets]
+    samples = in_turns(replica.clocks(), args.repeats)
+    shards = [None] * args.processes
+    torch.distributed.all_gather_object(shards, state_mb(replica.sharded))
+    if rank == 0:
+        found = dict(
+            shape=list(replica.shape),
+            num_parameters=sum(p.numel() for p in replica.network.module.parameters()),
+            bucket_bytes=bucket_bytes,
+            optimizer_state_mb=state_mb(replica.optimizer),
+            sharded_state_mb=shards,
+            samples_ms=samples,
+        )
+        Path(folder, 'found.json').write_text(json.dumps(found))
+    torch.distributed.destroy_process_group()
+
+
+def benchmark_scale(args: argparse.Namespace) -> dict:
+    available = torch.cuda.device_count()
+    if args.device.startswith('cuda') and args.processes > available:
+        raise ValueError(f'--processes {args.processes} need as many GPUs, there are {available}')
+    if args.bandwidth and len(args.bandwidth) not in (1, len(args.gpus)):
+        raise ValueError(
+            f'--bandwidth takes one number or {len(args.gpus)}, as --gpus, got {args.bandwidth}'
+        )
+    with TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(scale_process, (args, folder), args.processes)
+        found = json.loads(Path(folder, 'found.json').read_text())
+    times = {name: median(values) for name, values in found['samples_ms'].items()}
+    num_clips = args.batch_size
+    gradient_bytes = sum(found['bucket_bytes'])
+    sent = ring_bytes(gradient_bytes, args.processes)
+    measured = sent / times['all_reduce'] / 1e6 if sent else None
+    return dict(
+        dict(describe(args, torch.device(args.device)), threads=args.threads),
+        processes=args.processes,
+        batch_size=args.batch_size,
+        amp=args.amp,
+        **{f'{name}_ms': value for name, value in times.items()},
+        clips_per_s_alone=1e3 * num_clips / times['alone'],
+        clips_per_s=1e3 * num_clips * args.processes / times['synced'],
+        efficiency=times['alone'] / times['synced'],
+        gradient_bytes=gradient_bytes,
+        bandwidth_gb_s=measured,
+        estimates=estimate(args, gradient_bytes, times['alone'], measured, num_clips),
+        **found,
+    )
+
+
+def ring_bytes(num_bytes: int, processes: int) -> float:
+    """What each process sends in a ring's all-reduce."""
+    return 2 * (processes - 1) / processes * num_bytes
+
+
+def estimate(
+    args: argparse.Namespace,
+    gradient_bytes: int,
+    step_ms: float,
+    bandwidth: float | None,
+    num_clips: int,
+) -> list[dict]:
+    """What the exchange costs on more GPUs; measured values stand in for what is not given."""
+    step_ms = args.step_ms or step_ms
+    bandwidths = args.bandwidth or [bandwidth]
+    rows = []
+    for gpus, speed in zip(args.gpus, bandwidths * (len(args.gpus) if len(bandwidths) == 1 else 1)):
+        if speed is None:  # one process, which exchanges nothing
+            continue
+        exchange_ms = ring_bytes(gradient_bytes, gpus) / speed / 1e6
+        totals = dict(hidden=max(step_ms, exchange_ms), exposed=step_ms + exchange_ms)
+        rows.append(
+            dict(
+                gpus=gpus,
+                bandwidth_gb_s=speed,
+                step_ms=step_ms,
+                exchange_ms=exchange_ms,
+                **{f'efficiency_{name}': step_ms / total for name, total in totals.items()},
+                **{
+                    f'clips_per_s_{name}': 1e3 * num_clips * gpus / total
+                    for name, total in totals.items()
+                },
+            )
+        )
+    return rows
+
+
+def print_scale(report: dict) -> None:
+    shape = 'x'.join(map(str, report['shape']))
+    print(
+        f'{report["config"]}: inputs {shape} for each of {report["processes"]} processes, ', end=''
+    )
+    print(f'{report["device"]}, {report["threads"]} threads each')
+    for name in report['samples_ms']:
+        print(f'{name:12}{text(report[f"{name}_ms"], " ms"):>14}')
+    print(f'{text(report["clips_per_s_alone"])} clips per second alone, ', end='')
+    print(f'{text(report["clips_per_s"])} together: efficiency {report["efficiency"]:.1%}')
+    print(f'gradients: {text(report["gradient_bytes"] / 2**20, " MiB")} in ', end='')
+    print(f'{len(report["bucket_bytes"])} buckets, {text(report["bandwidth_gb_s"], " GB/s")}')
+    shards = ', '.join(map(text, report['sharded_state_mb']))
+    print(f'optimiser: {text(report["optimizer_state_mb"], " MiB")}, sharded {shards}')
+    print(f'{"GPUs":>6}{"GB/s":>8}{"step ms":>10}{"exchange":>10}{"hidden":>18}{"exposed":>18}')
+    for row in report['estimates']:
+        print(f'{row["gpus"]:>6}{text(row["bandwidth_gb_s"]):>8}{text(row["step_ms"]):>10}', end='')
+        print(f'{text(row["exchange_ms"]):>10}', end='')
+        for name in ('hidden', 'exposed'):
+            rate = f'{row[f"clips_per_s_{name}"]:.0f}/s'
+            print(f'{row[f"efficiency_{name}"]:>9.1%}{rate:>9}', end='')
+        print()
+
+
 COMMANDS = dict(
     step=(benchmark_step, print_step),
     encoder=(benchmark_encoder, print_encoder),
     data=(benchmark_data, print_data),
     propagation=(benchmark_propagation, print_propagation),
+    scale=(benchmark_scale, print_scale),
+    **{'end-to-end': (benchmark_end_to_end, print_end_to_end)},
 )
 
 
@@ -1029,7 +1538,7 @@ def main() -> None:
     run, show = COMMANDS[args.command]
     report = run(args)
     show(report)
-    finish(report, args.json)
+    finish(report, args.json, args.plot)
 
 
 if __name__ == '__main__':

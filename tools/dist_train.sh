@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Usage: tools/dist_train.sh CONFIG PROCESSES [arguments of train.py]
 # One process per GPU with NCCL; without GPUs that many processes with gloo.
+# Several machines: on each, NNODES=8 NODE_RANK=0 (to 7) MASTER_ADDR=first-machine before it.
 set -euo pipefail
 
 CONFIG=$1

@@ -35,6 +35,7 @@ def apply() -> None:
     weights_only_refuses_history_buffer()
     launcher_needs_cuda()
     ddp_needs_cuda()
+    zero_optimizer_hangs_at_checkpoints()
     amp_optim_wrapper_refuses_cpu()
     mmaction_head_scores_in_bfloat16()
     mmcv_hue_jitter_overflows()
@@ -158,6 +159,38 @@ def ddp_needs_cuda() -> None:
         _replace(module.MMDistributedDataParallel, '__init__', make)
 
     _after_import.run('mmengine.model.wrappers.distributed', repair)
+
+
+def zero_optimizer_hangs_at_checkpoints() -> None:
+    """mmengine 0.10: one rank saves, and waits for the others' shards of the optimiser's state."""
+
+    def repair(module: ModuleType) -> None:
+        from mmengine.dist import is_main_process
+        from mmengine.optim import ZeroRedundancyOptimizer
+
+        def make(original: Callable) -> Callable:
+            def save_checkpoint(
+                self: Any,
+                out_dir: str,
+                filename: str,
+                file_client_args: dict | None = None,
+                save_optimizer: bool = True,
+                *args: Any,
+                **kwargs: Any,
+            ) -> None:
+                optimizer = getattr(self.optim_wrapper, 'optimizer', None)
+                is_sharded = isinstance(optimizer, ZeroRedundancyOptimizer)
+                if save_optimizer and is_sharded and not is_main_process():
+                    optimizer.state_dict()  # sends this rank's shard
+                original(self, out_dir, filename, file_client_args, save_optimizer, *args, **kwargs)
+
+            return save_checkpoint
+
+        # Marked by `master_only`: where all ranks save, all send.
+        if hasattr(module.Runner.save_checkpoint, '__wrapped__'):
+            _replace(module.Runner, 'save_checkpoint', make)
+
+    _after_import.run('mmengine.runner.runner', repair)
 
 
 def amp_optim_wrapper_refuses_cpu() -> None:

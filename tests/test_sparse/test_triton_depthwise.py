@@ -177,11 +177,11 @@ def test_conv__first_and_second_derivatives(device):
 
 def test_operators__are_what_graph_compilers_expect(device):
     conv, tiles, patches = layer_and_tiles(device, 3, 1, random_mask(1, (2, 2), 2))
-    taps = torch.randn(10, 3, dtype=torch.float64, device=device, requires_grad=True)
-    table = patches.neighbours(1)
+    taps = torch.randn(10, 3, dtype=torch.float64, device=device)
+    table, plain = patches.neighbours(1), tiles.detach()
     ops = torch.ops.videomac_mm
-    torch.library.opcheck(ops.convolve_tiles.default, (tiles, taps, table))
-    torch.library.opcheck(ops.correlate_tiles.default, (tiles, torch.randn_like(tiles), table, 3))
+    torch.library.opcheck(ops.convolve_tiles.default, (plain, taps, table))
+    torch.library.opcheck(ops.correlate_tiles.default, (plain, torch.randn_like(plain), table, 3))
 
     inputs = tiles, conv.weight, conv.bias
     compiled = torch.compile(depthwise_conv2d, backend='aot_eager')

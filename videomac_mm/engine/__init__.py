@@ -3,9 +3,13 @@ from videomac_mm.engine.hooks import (
     ReconstructionHook,
     TargetEMAHook,
 )
-from videomac_mm.engine.optimizers import LayerDecayOptimWrapperConstructor
+from videomac_mm.engine.optimizers import (
+    GroupedOptimWrapperConstructor,
+    LayerDecayOptimWrapperConstructor,
+)
 
 __all__ = [
+    'GroupedOptimWrapperConstructor',
     'LayerDecayOptimWrapperConstructor',
     'PropagationVisualizationHook',
     'ReconstructionHook',

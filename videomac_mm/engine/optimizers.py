@@ -3,10 +3,32 @@
 from collections.abc import Callable
 from functools import partial
 
+from mmengine.optim import DefaultOptimWrapperConstructor
 from mmpretrain.engine import LearningRateDecayOptimWrapperConstructor
 from torch import nn
 
 from videomac_mm.registry import OPTIM_WRAPPER_CONSTRUCTORS
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class GroupedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
+    """mmengine's default constructor, with one group for all parameters of equal settings.
+
+    mmengine makes a group of each parameter, and an optimiser works group by group: what is
+    fused over many parameters is then fused over one.
+    """
+
+    def add_params(self, params: list[dict], module: nn.Module, prefix: str = '', **kwargs) -> None:
+        """Add the parameters of ``module``, grouped by their settings, to ``params``."""
+        super().add_params(params, module, prefix=prefix, **kwargs)
+        if prefix:  # not yet the whole model
+            return
+        groups: dict[tuple, dict] = {}
+        for single in params:
+            settings = tuple(sorted((k, repr(v)) for k, v in single.items() if k != 'params'))
+            group = groups.setdefault(settings, dict(single, params=[]))
+            group['params'] += single['params']
+        params[:] = groups.values()
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()

@@ -66,11 +66,54 @@ def depthwise_conv2d(
     taps = F.pad(taps, (0, 0, 0, 1)) if bias is None else torch.cat([taps, bias[None]])
     taps = taps.to(torch.promote_types(tiles.dtype, torch.float32))
     reach = -(-(kernel // 2) // side)
-    return torch.ops.videomac_mm.convolve_tiles(tiles, taps, patches.neighbours(reach))
+    return _Convolve.apply(tiles, taps, patches.neighbours(reach))
 
 
-# The operators see a kernel as `taps` (k*k + 1, C), row by row and the bias last, so that all
-# that they read and write is contiguous in the channels. Graph compilers see them as one node.
+# A kernel is seen as `taps` (k*k + 1, C), row by row and the bias last, so that all that is read
+# and written is contiguous in the channels.
+
+
+class _Convolve(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tiles: Tensor, taps: Tensor, neighbours: Tensor) -> Tensor:
+        ctx.save_for_backward(tiles, taps, neighbours)
+        convolve = _convolve_operator if torch.compiler.is_compiling() else _convolve
+        return convolve(tiles, taps, neighbours)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        tiles, taps, neighbours = ctx.saved_tensors
+        to_tiles = to_taps = None
+        if ctx.needs_input_grad[0]:
+            to_tiles = _Convolve.apply(grad, _flip(taps), neighbours)
+        if ctx.needs_input_grad[1]:
+            to_taps = _Correlate.apply(tiles, grad, neighbours, isqrt(len(taps) - 1))
+        return to_tiles, to_taps, None
+
+
+class _Correlate(torch.autograd.Function):
+    """The gradient of `_Convolve` with respect to its taps; each is the other's adjoint."""
+
+    @staticmethod
+    def forward(ctx: Any, tiles: Tensor, grads: Tensor, neighbours: Tensor, kernel: int) -> Tensor:
+        ctx.save_for_backward(tiles, grads, neighbours)
+        correlate = _correlate_operator if torch.compiler.is_compiling() else _correlate
+        return correlate(tiles, grads, neighbours, kernel)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        tiles, grads, neighbours = ctx.saved_tensors
+        to_tiles = to_grads = None
+        if ctx.needs_input_grad[0]:
+            to_tiles = _Convolve.apply(grads, _flip(grad), neighbours)
+        if ctx.needs_input_grad[1]:
+            to_grads = _Convolve.apply(tiles, grad, neighbours)
+        return to_tiles, to_grads, None, None
+
+
+def _flip(taps: Tensor) -> Tensor:
+    """The taps of the adjoint: neighbours see each other, from opposite sides."""
+    return F.pad(taps[:-1].flip(0), (0, 0, 0, 1))
 
 
 def _convolve(tiles: Tensor, taps: Tensor, neighbours: Tensor) -> Tensor:
@@ -80,55 +123,27 @@ def _convolve(tiles: Tensor, taps: Tensor, neighbours: Tensor) -> Tensor:
 
 
 def _correlate(tiles: Tensor, grads: Tensor, neighbours: Tensor, kernel: int) -> Tensor:
-    """The gradient of the taps from that of the output, summed in a fixed order."""
     rows, grads = (x.permute(0, 2, 3, 1).contiguous() for x in (tiles, grads))
     if triton_depthwise.is_available(tiles):
         return triton_depthwise.correlate(rows, grads, neighbours, kernel)
     return cpu_kernels.correlate(rows, grads, neighbours)
 
 
-def _convolve_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-    tiles, taps, neighbours = ctx.saved_tensors
-    to_tiles = to_taps = None
-    if ctx.needs_input_grad[0]:
-        to_tiles = torch.ops.videomac_mm.convolve_tiles(grad, _flip(taps), neighbours)
-    if ctx.needs_input_grad[1]:
-        kernel = isqrt(len(taps) - 1)
-        to_taps = torch.ops.videomac_mm.correlate_tiles(tiles, grad, neighbours, kernel)
-    return to_tiles, to_taps, None
-
-
-def _correlate_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-    tiles, grads, neighbours = ctx.saved_tensors
-    to_tiles = to_grads = None
-    if ctx.needs_input_grad[0]:
-        to_tiles = torch.ops.videomac_mm.convolve_tiles(grads, _flip(grad), neighbours)
-    if ctx.needs_input_grad[1]:
-        to_grads = torch.ops.videomac_mm.convolve_tiles(tiles, grad, neighbours)
-    return to_tiles, to_grads, None, None
-
-
-def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:3])
-
-
-def _flip(taps: Tensor) -> Tensor:
-    """The taps of the adjoint: neighbours see each other, from opposite sides."""
-    return F.pad(taps[:-1].flip(0), (0, 0, 0, 1))
-
-
-_operator = torch.library.custom_op('videomac_mm::convolve_tiles', _convolve, mutates_args=())
-_operator.register_fake(
-    lambda tiles, taps, neighbours: torch.empty_like(
-        tiles.permute(0, 2, 3, 1).contiguous()
-    ).permute(0, 3, 1, 2)
+# Graph compilers see each as one node; without one they would only cost time.
+_convolve_operator = torch.library.custom_op(
+    'videomac_mm::convolve_tiles', _convolve, mutates_args=()
 )
-_operator.register_autograd(_convolve_backward, setup_context=_save)
-
-_operator = torch.library.custom_op('videomac_mm::correlate_tiles', _correlate, mutates_args=())
-_operator.register_fake(
-    lambda tiles, grads, neighbours, kernel: tiles.new_empty(
-        (kernel**2 + 1, tiles.shape[1]), dtype=torch.promote_types(tiles.dtype, torch.float32)
-    )
+_correlate_operator = torch.library.custom_op(
+    'videomac_mm::correlate_tiles', _correlate, mutates_args=()
 )
-_operator.register_autograd(_correlate_backward, setup_context=_save)
+
+
+@_convolve_operator.register_fake
+def _(tiles: Tensor, taps: Tensor, neighbours: Tensor) -> Tensor:
+    return torch.empty_like(tiles.permute(0, 2, 3, 1).contiguous()).permute(0, 3, 1, 2)
+
+
+@_correlate_operator.register_fake
+def _(tiles: Tensor, grads: Tensor, neighbours: Tensor, kernel: int) -> Tensor:
+    dtype = torch.promote_types(tiles.dtype, torch.float32)
+    return tiles.new_empty((kernel**2 + 1, tiles.shape[1]), dtype=dtype)

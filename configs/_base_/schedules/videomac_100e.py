@@ -2,7 +2,10 @@
 optim_wrapper = dict(
     type='OptimWrapper',
     # base * total_batch / 256
-    optimizer=dict(type='AdamW', lr=1e-3 * 512 / 256, betas=(0.9, 0.95), weight_decay=0.05),
+    optimizer=dict(
+        type='AdamW', lr=1e-3 * 512 / 256, betas=(0.9, 0.95), weight_decay=0.05, fused=True
+    ),
+    constructor='videomac_mm.GroupedOptimWrapperConstructor',
     # No decay of biases and LayerNorms. GRN's two vectors decay, as in the official code.
     paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
 )

@@ -2,7 +2,8 @@
 optim_wrapper = dict(
     type='OptimWrapper',
     # Far above the paper's 1e-3 * batch / 256: a short run of a small network.
-    optimizer=dict(type='AdamW', lr=1.5e-3, betas=(0.9, 0.95), weight_decay=0.05),
+    optimizer=dict(type='AdamW', lr=1.5e-3, betas=(0.9, 0.95), weight_decay=0.05, fused=True),
+    constructor='videomac_mm.GroupedOptimWrapperConstructor',
     paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
 )
 param_scheduler = [

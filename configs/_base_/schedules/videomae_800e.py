@@ -5,7 +5,10 @@ optim_wrapper = dict(
     dtype='float16',
     loss_scale='dynamic',
     # base * total_batch / 256
-    optimizer=dict(type='AdamW', lr=1.5e-4 * 2048 / 256, betas=(0.9, 0.95), weight_decay=0.05),
+    optimizer=dict(
+        type='AdamW', lr=1.5e-4 * 2048 / 256, betas=(0.9, 0.95), weight_decay=0.05, fused=True
+    ),
+    constructor='videomac_mm.GroupedOptimWrapperConstructor',
     # No decay of vectors (biases, norms) and of the mask token.
     paramwise_cfg=dict(flat_decay_mult=0.0, custom_keys=dict(mask_token=dict(decay_mult=0.0))),
 )

@@ -4,6 +4,7 @@ optim_wrapper = dict(
     type='OptimWrapper',
     # Far above the paper's 1.5e-4 * batch / 256: a short run of a small network.
     optimizer=dict(type='AdamW', lr=2e-3, betas=(0.9, 0.95), weight_decay=0.05, fused=True),
+    constructor='videomac_mm.GroupedOptimWrapperConstructor',
     paramwise_cfg=dict(flat_decay_mult=0.0, custom_keys=dict(mask_token=dict(decay_mult=0.0))),
 )
 param_scheduler = [
