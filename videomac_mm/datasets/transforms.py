@@ -1,27 +1,34 @@
 """Pipeline steps for pairs of frames and for clips, beside the ones of mmaction2."""
 
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from typing import Any
 
 import cv2
 import mmcv
 import numpy as np
+import torch
+from mmaction.structures import ActionDataSample
+from mmcv.image.geometric import cv2_interp_codes
 from mmcv.transforms import BaseTransform
 from mmengine import fileio
 from mmengine.dataset import Compose
 
+from videomac_mm.datasets.video_readers import (
+    BoundedStore,
+    KeptFrames,
+    PlanarFrame,
+    PyAVReader,
+    ResidentFrame,
+    UnusableVideoError,
+    frame_bytes,
+)
 from videomac_mm.registry import TRANSFORMS
-
-
-class UnusableVideoError(Exception):
-    """The data of one video, not the program, is at fault.
-
-    :class:`UnlabelledVideoDataset` answers it with another video.
-    """
 
 
 @TRANSFORMS.register_module()
 class OpenVideo(BaseTransform):
-    """Open a video file with decord, for :class:`DecodeFrames` to read from.
+    """Open a video file, for :class:`DecodeFrames` to read from.
 
     It stands for ``mmaction.DecordInit``, which hands decord the bytes of the
     whole file: decord 0.6 ends the process (SIGSEGV) on an AVI file cut short
@@ -29,32 +36,125 @@ class OpenVideo(BaseTransform):
     no more of a long video than it needs. A file of a remote backend is
     downloaded for as long as it is being opened.
 
+    Both libraries give the same frames, to the bit. PyAV decodes fewer of those
+    that nobody asked for, and can hand frames on as the codec stores them
+    (``DecodeFrames(planar=True)``). Where decord 0.6 errs, PyAV's are right: it
+    counts packets that an edit list cuts off and repeats other frames for them;
+    near the end of an AVI file it may give a frame before the one asked for;
+    in H.264 4:4:4 it gives noise from the second key frame on.
+
     Required keys: ``filename``. Added keys: ``video_reader``,
     ``total_frames``, ``avg_fps``.
 
     Args:
-        num_threads: decoding threads of one video; 0 lets decord choose.
+        num_threads: decoding threads of one video; 0 lets the library choose.
             Defaults to 1, which is right with several data loader workers.
         backend_args: of the mmengine file backend. Defaults to None (chosen
             by the path).
+        backend: ``'decord'``, ``'pyav'``, or ``'auto'``: PyAV where it is
+            installed. ``mmaction.DecordDecode`` reads from decord only.
+            Defaults to ``'decord'``.
+        cache_bytes: keep all frames of the videos that were opened first, as the
+            backend decodes them (1.5 bytes a pixel with PyAV, 3 with decord),
+            until they are so many bytes. A video that fits is decoded to its end
+            once and never opened again; damage anywhere in it then makes it
+            unusable. Each worker of a data loader keeps its own, so that the
+            memory is this times their number. Wants ``DecodeFrames``. Defaults
+            to 0.
 
     Raises:
+        ImportError: for ``'pyav'`` without PyAV, at the first video.
+        UnusableVideoError: with PyAV, if the file has no video in it.
         RuntimeError: by decord, if the file is not a video.
+        av.FFmpegError: by PyAV, if the file is not a video.
+        ValueError: if an argument is not one of its allowed values.
     """
 
-    def __init__(self, num_threads: int = 1, backend_args: dict | None = None) -> None:
+    def __init__(
+        self,
+        num_threads: int = 1,
+        backend_args: dict | None = None,
+        backend: str = 'decord',
+        cache_bytes: int = 0,
+    ) -> None:
+        if backend not in ('decord', 'pyav', 'auto'):
+            raise ValueError(f"backend must be 'decord', 'pyav' or 'auto', got {backend!r}")
+        if backend == 'auto':
+            backend = 'pyav' if find_spec('av') else 'decord'
         self.num_threads = num_threads
         self.backend_args = backend_args
+        self.backend = backend
+        self.cache = BoundedStore(cache_bytes)
 
     def transform(self, results: dict) -> dict:
-        import decord  # no wheel for some platforms, and frames do not need it
-
-        with fileio.get_local_path(results['filename'], backend_args=self.backend_args) as path:
-            reader = decord.VideoReader(path, num_threads=self.num_threads)
+        reader = self.cache.get(results['filename'])
+        if reader is None:
+            with fileio.get_local_path(results['filename'], backend_args=self.backend_args) as path:
+                reader = self._keep(results['filename'], self._open(path))
         results['video_reader'] = reader
         results['total_frames'] = len(reader)
         results['avg_fps'] = reader.get_avg_fps()
         return results
+
+    def _open(self, path: str) -> Any:
+        if self.backend == 'pyav':
+            return PyAVReader(path, self.num_threads)
+        import decord  # no wheel for some platforms, and frames do not need it
+
+        return decord.VideoReader(path, num_threads=self.num_threads)
+
+    def _keep(self, name: str, reader: Any) -> Any:
+        """The reader, or all its frames if they fit."""
+        if not self.cache.max_bytes or not len(reader):
+            return reader
+        inds = list(range(len(reader)))
+        size = frame_bytes(reader)
+        if not self.cache.fits(size * len(inds)):
+            return reader
+        frames = (
+            reader.read_raw(inds) if self.backend == 'pyav' else reader.get_batch(inds).asnumpy()
+        )
+        kept = KeptFrames(list(frames), reader.get_avg_fps(), reader.get_frame_timestamp(inds))
+        self.cache.add(name, kept, size * len(inds))
+        return kept
+
+
+@TRANSFORMS.register_module()
+class OpenResidentVideo(OpenVideo):
+    """Let the frames of a video be named, not read: they lie on the device already.
+
+    It stands for :class:`OpenVideo` where :class:`CropPreprocessor` holds the frames of the whole
+    data set. A video is opened at its first draw only, for its length, times and size.
+
+    Required and added keys, arguments: of :class:`OpenVideo`, without ``cache_bytes``.
+    """
+
+    def __init__(
+        self, num_threads: int = 1, backend_args: dict | None = None, backend: str = 'decord'
+    ) -> None:
+        super().__init__(num_threads, backend_args, backend)
+        self.known: dict[str, KeptFrames] = {}
+
+    def _keep(self, name: str, reader: Any) -> KeptFrames:
+        numbers = list(range(len(reader)))
+        if not numbers:
+            raise UnusableVideoError(f'no frames in {name}')
+        shape = DecodeFrames()(dict(video_reader=reader, frame_inds=[0]))['img_shape']
+        frames = [ResidentFrame(number, shape) for number in numbers]
+        times = reader.get_frame_timestamp(numbers)
+        return KeptFrames(frames, reader.get_avg_fps(), times)
+
+    def transform(self, results: dict) -> dict:
+        name = results['filename']
+        if name not in self.known:
+            self.known[name] = super().transform(dict(results))['video_reader']
+        reader = self.known[name]
+        return {
+            **results,
+            'video_reader': reader,
+            'total_frames': len(reader),
+            'avg_fps': reader.get_avg_fps(),
+        }
 
 
 @TRANSFORMS.register_module()
@@ -81,8 +181,8 @@ class SampleFramePair(BaseTransform):
             shown nearest to ``frame_interval`` seconds after the first, but
             never the first itself. Time comes from the timestamps of the
             file, so a variable frame rate is right. Where they make no sense
-            (an AVI file with B-frames has none) or there is no decord reader,
-            it comes from the average frame rate. Defaults to ``'frames'``.
+            (an AVI file has none of display) or there is no video reader, it
+            comes from the average frame rate. Defaults to ``'frames'``.
         pairs_per_video: number of pairs, drawn independently. Defaults to 1.
 
     Raises:
@@ -266,7 +366,8 @@ class ForEachClip(BaseTransform):
     one clip are still cut alike.
 
     Required keys: ``imgs`` (num_clips * clip_len frames), ``num_clips``,
-    ``clip_len``. Modified keys: ``imgs``, ``img_shape``, ``num_clips``. What
+    ``clip_len``. Modified keys: ``imgs``, ``img_shape``, ``num_clips``. Added key,
+    where inner transforms are lazy and not fused: ``lazy``, one of each clip. What
     else the inner transforms say about a clip (its ``crop_quadruple`` …) is
     dropped.
 
@@ -290,6 +391,7 @@ class ForEachClip(BaseTransform):
     def transform(self, results: dict) -> dict | None:
         imgs, clip_len = results['imgs'], results['clip_len']
         joined: list[np.ndarray] = []
+        lazy: list[dict] = []
         starts = range(0, len(imgs), clip_len)
         for first in (start for start in starts for _ in range(self.repeats)):
             clip = {**results, 'imgs': imgs[first : first + clip_len], 'num_clips': 1}
@@ -297,7 +399,11 @@ class ForEachClip(BaseTransform):
             if clip is None:  # the transform's way to ask for another sample
                 return None
             joined.extend(clip['imgs'])
-        shapes = sorted({img.shape[:2] for img in joined})
+            if 'lazy' in clip:
+                lazy.append({**clip['lazy'], 'size': clip['img_shape']})
+        # where they are lazy, what the pictures will become
+        sizes = [crop['size'] for crop in lazy] or [img.shape[:2] for img in joined]
+        shapes = sorted(set(sizes))
         if len(shapes) > 1:
             raise ValueError(
                 f'the clips must have one size to be joined, got {shapes} (H, W); '
@@ -306,6 +412,8 @@ class ForEachClip(BaseTransform):
         results['imgs'] = joined
         results['img_shape'] = shapes[0]
         results['num_clips'] = len(joined) // clip_len
+        if lazy:
+            results['lazy'] = lazy
         return results
 
 
@@ -336,18 +444,123 @@ class DecodeFrames(BaseTransform):
     part of the file again, which takes twice the time.
 
     Required keys: ``video_reader``, which is let go; ``frame_inds``. Added keys:
-    ``imgs`` (list of (H, W, 3) uint8 RGB), ``img_shape``, ``original_shape``.
+    ``imgs`` (list of (H, W, 3) uint8 RGB, or :class:`PlanarFrame`), ``img_shape``,
+    ``original_shape``.
+
+    Args:
+        planar: leave frames as the codec stores them, where PyAV reads them and
+            their format is of the usual kind (8 bits, YUV); lazy crops and
+            :class:`FuseCrops` must follow. Defaults to False: RGB.
 
     Raises:
-        DECORDError: by decord, if the stream is damaged there.
+        DECORDError, av.FFmpegError: if the stream is damaged there.
+        UnusableVideoError: with PyAV, if a frame does not come out.
     """
+
+    def __init__(self, planar: bool = False) -> None:
+        self.planar = planar
 
     def transform(self, results: dict) -> dict:
         reader = results.pop('video_reader')
-        imgs = read_once(results['frame_inds'], lambda inds: reader.get_batch(inds).asnumpy())
+
+        def read(inds: list[int]) -> Sequence:
+            if hasattr(reader, 'get_batch'):  # of decord
+                return reader.get_batch(inds).asnumpy()
+            return reader.read(inds, self.planar)
+
+        imgs = read_once(results['frame_inds'], read)
         results['imgs'] = imgs
         results['img_shape'] = results['original_shape'] = imgs[0].shape[:2]
         return results
+
+
+@TRANSFORMS.register_module()
+class FuseCrops(BaseTransform):
+    """Carry out lazy transforms, as ``mmaction.Fuse``, on planar frames too.
+
+    ``mmaction.RandomResizedCrop``, ``Resize`` and ``Flip`` with ``lazy=True``
+    draw a crop before there is a picture, so that of a planar frame nothing but
+    the crop, in the size wanted, is turned into RGB. The same crops of the same
+    seed come out as without ``lazy``; of RGB frames to the bit, of planar ones up
+    to interpolation (see :class:`PlanarFrame`).
+
+    Required keys: ``imgs`` (arrays or :class:`PlanarFrame`), ``img_shape``,
+    ``lazy``, which is let go. Modified keys: ``imgs`` ((H, W, 3) uint8 RGB).
+
+    Raises:
+        ValueError: if no lazy transform came before.
+    """
+
+    def transform(self, results: dict) -> dict:
+        if 'lazy' not in results:
+            raise ValueError(
+                'FuseCrops needs transforms with lazy=True before it; '
+                f'the sample has only {sorted(results)}'
+            )
+        lazy = results.pop('lazy')
+        box = lazy['crop_bbox'].round().astype(int).tolist()
+        size = results['img_shape'][::-1]
+        interpolation = lazy['interpolation'] or 'bilinear'
+        imgs = [self._cut(img, box, size, interpolation) for img in results['imgs']]
+        if lazy['flip']:
+            for img in imgs:
+                mmcv.imflip_(img, lazy['flip_direction'])
+        results['imgs'] = imgs
+        return results
+
+    @staticmethod
+    def _cut(img: Any, box: list[int], size: tuple[int, int], interpolation: str) -> np.ndarray:
+        if isinstance(img, PlanarFrame):
+            return img.crop_resize(box, size, cv2_interp_codes[interpolation])
+        left, top, right, bottom = box
+        return mmcv.imresize(img[top:bottom, left:right], size, interpolation=interpolation)
+
+
+@TRANSFORMS.register_module()
+class PackCrops(BaseTransform):
+    """Hand whole frames and the crops drawn from them to :class:`CropPreprocessor`.
+
+    It ends a pipeline whose crops are lazy, in place of ``FuseCrops``,
+    ``FormatShape`` and ``PackActionInputs``. Each frame is packed once, however
+    many crops it is in.
+
+    Required keys: ``imgs`` ((H, W, 3) uint8 RGB), ``clip_len``, ``lazy`` (of each
+    clip, as :class:`ForEachClip` leaves them). Returns ``data_samples`` and
+    ``inputs``: ``frames`` (N, H, W, 3) uint8, a tensor; and arrays, which stay
+    with the CPU: ``places`` (V, T) of the clips' frames among them, ``boxes``
+    (V, 4), left, top, right, bottom in pixels, ``flip`` (V,) bool, ``size``, (H, W)
+    of the output. Of :class:`OpenResidentVideo`, ``frames`` are numbers (N,) in
+    ``video``, its path.
+
+    Raises:
+        ValueError: if the crops are not lazy, or are flipped vertically.
+    """
+
+    def transform(self, results: dict) -> dict:
+        lazy = results.get('lazy')
+        if not isinstance(lazy, list):
+            raise ValueError(
+                'PackCrops needs ForEachClip with lazy transforms and without FuseCrops '
+                f'before it; the sample has only {sorted(results)}'
+            )
+        if any(crop['flip'] and crop['flip_direction'] != 'horizontal' for crop in lazy):
+            raise ValueError("PackCrops knows flips in the direction 'horizontal' only")
+        imgs = results['imgs']
+        frames = list({id(img): img for img in imgs}.values())
+        place_of = {id(img): place for place, img in enumerate(frames)}
+        if isinstance(frames[0], ResidentFrame):
+            numbers = [frame.number for frame in frames]
+            source = dict(video=results['filename'], frames=np.array(numbers))
+        else:
+            source = dict(frames=torch.from_numpy(np.stack(frames)))
+        inputs = dict(
+            **source,
+            places=np.array([place_of[id(img)] for img in imgs]).reshape(len(lazy), -1),
+            boxes=np.stack([crop['crop_bbox'].round().astype(int) for crop in lazy]),
+            flip=np.array([crop['flip'] for crop in lazy], dtype=bool),
+            size=np.array(lazy[0]['size']),
+        )
+        return dict(inputs=inputs, data_samples=ActionDataSample())
 
 
 @TRANSFORMS.register_module()
@@ -365,14 +578,19 @@ class FrameFolderDecode(BaseTransform):
     Args:
         backend_args: of the mmengine file backend. Defaults to None (chosen
             by the path).
+        cache_bytes: keep the pictures that were read first until they are so
+            many bytes (3 a pixel). Each worker of a data loader keeps its own.
+            Defaults to 0.
 
     Raises:
         UnusableVideoError: if a file is not a picture, or the frames differ in
             size; names the file.
+        ValueError: if ``cache_bytes`` is no whole number of at least 0.
     """
 
-    def __init__(self, backend_args: dict | None = None) -> None:
+    def __init__(self, backend_args: dict | None = None, cache_bytes: int = 0) -> None:
         self.backend_args = backend_args
+        self.cache = BoundedStore(cache_bytes)
 
     def transform(self, results: dict) -> dict:
         files = results['frame_files']
@@ -384,11 +602,12 @@ class FrameFolderDecode(BaseTransform):
     def _read(self, files: list[str]) -> list[np.ndarray]:
         imgs: list[np.ndarray] = []
         for file in files:
-            data = fileio.get(file, backend_args=self.backend_args)
-            try:
-                img = mmcv.imfrombytes(data, channel_order='rgb')
-            except cv2.error as err:  # both for empty and for garbled data
-                raise UnusableVideoError(f'cannot decode {file} ({len(data)} bytes)') from err
+            img = self.cache.get(file)
+            if img is None:
+                img = self._decode(file)
+                self.cache.add(file, img, img.nbytes)
+            if self.cache.max_bytes:
+                img = img.copy()  # transforms may work in place
             if imgs and img.shape != imgs[0].shape:
                 raise UnusableVideoError(
                     f'the frames of a video must have one size: {file} has '
@@ -396,3 +615,10 @@ class FrameFolderDecode(BaseTransform):
                 )
             imgs.append(img)
         return imgs
+
+    def _decode(self, file: str) -> np.ndarray:
+        data = fileio.get(file, backend_args=self.backend_args)
+        try:
+            return mmcv.imfrombytes(data, channel_order='rgb')
+        except cv2.error as err:  # both for empty and for garbled data
+            raise UnusableVideoError(f'cannot decode {file} ({len(data)} bytes)') from err

@@ -29,7 +29,7 @@ class UnlabelledVideoDataset(BaseDataset):
     or several. The pipeline starts from ``filename`` (``source='videos'``) or from
     ``frame_files``, ``total_frames`` (``source='frames'``)::
 
-        videos  OpenVideo → sampler → DecodeFrames or mmaction.DecordDecode → …
+        videos  OpenVideo → sampler → DecodeFrames → …
         frames  sampler → FrameFolderDecode → …
 
     and ends in ``inputs`` (V, 3, T, H, W) uint8, V clips of T frames of one video.
@@ -38,19 +38,20 @@ class UnlabelledVideoDataset(BaseDataset):
     its place; it is named in the log with the reason, once, is not opened again
     in this run, and the run ends when there are too many. Unusable means
     :class:`UnusableVideoError` (too few frames …), ``OSError`` (missing,
-    no permission …) and what decord raises about a file: ``DECORDError``, and
-    ``RuntimeError`` or ``AssertionError`` from its own code. Everything else is
-    a mistake in the program and ends the run as it is. Counts are shared with
+    no permission …) and what the decoder raises about a file: ``av.FFmpegError``
+    of PyAV; of decord ``DECORDError``, and ``RuntimeError`` or ``AssertionError``
+    from its own code. Everything else is a mistake in the program and ends the
+    run as it is. Counts are shared with
     the workers of a data loader, forked or spawned; under distributed training
     each process counts for itself. In ``test_mode`` the error is raised.
 
-    What decord 0.6 makes of difficult files: frames with a rotation flag come
+    What becomes of difficult files (decord 0.6, PyAV 18): frames with a rotation flag come
     upright; unordered timestamps are put in order; a variable frame rate keeps
     its timestamps (see :class:`SampleFramePair`); a file of length zero, of
     other content, or whose index is lost (an MP4 file cut short) does not open;
     other files cut short lose their end, or fail there; a stream that is damaged
-    further on opens and fails (``DECORDError``, at once) where a damaged frame is
-    asked for, so that a draw from its sound part still passes.
+    further on opens and fails at once where a damaged frame is asked for, so that
+    a draw from its sound part still passes.
 
     Args:
         data_root: folder of the data. Required.
@@ -295,8 +296,8 @@ def _is_about_data(err: Exception) -> bool:
     """Whether a file is at fault; see the docstring of UnlabelledVideoDataset."""
     if isinstance(err, (UnusableVideoError, OSError)):
         return True
-    # Names instead of types, so that frame folders work without decord.
-    if type(err).__module__.split('.')[0] == 'decord':
+    # Names instead of types, so that frame folders work without either.
+    if type(err).__module__.split('.')[0] in ('av', 'decord'):
         return True
     *_, (frame, _) = traceback.walk_tb(err.__traceback__)
     in_decord = frame.f_globals.get('__name__', '').split('.')[0] == 'decord'

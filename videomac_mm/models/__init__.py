@@ -4,6 +4,7 @@ from videomac_mm.models.backbones.sparse_resnet import SparseResNet
 from videomac_mm.models.backbones.sparsified import Sparsified
 from videomac_mm.models.backbones.temporal_shift import TemporalShifted
 from videomac_mm.models.backbones.video_vit import VideoVisionTransformer
+from videomac_mm.models.data_preprocessor import CropPreprocessor
 from videomac_mm.models.gathered_batch_norm import GatheredBatchNorm1d
 from videomac_mm.models.heads.pixel_head import PixelHead
 from videomac_mm.models.heads.video_pixel_head import VideoPixelHead
@@ -29,6 +30,7 @@ __all__ = [
     'CMAEV',
     'ConsistencyLoss',
     'ConvVisionTransformer',
+    'CropPreprocessor',
     'GatheredBatchNorm1d',
     'KeypointCodec',
     'LabelPropagator',

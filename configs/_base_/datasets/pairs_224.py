@@ -3,11 +3,11 @@
 _base_ = './unlabelled_clips.py'
 
 train_pipeline = [
-    dict(type='videomac_mm.OpenVideo'),
+    dict(type='videomac_mm.OpenVideo', backend='auto'),
     # Files have any frame rate: the time between two stored frames of YouTube-VOS
     # (6 per second), the paper's data, rather than a number of frames.
     dict(type='videomac_mm.SampleFramePair', frame_interval=1 / 6, unit='seconds'),
-    dict(type='mmaction.DecordDecode'),
+    dict(type='videomac_mm.DecodeFrames'),
     dict(
         type='videomac_mm.ForEachClip',
         transforms=[
@@ -15,14 +15,17 @@ train_pipeline = [
                 type='mmaction.RandomResizedCrop',
                 area_range=(0.2, 1.0),
                 aspect_ratio_range=(3 / 4, 4 / 3),
+                lazy=True,
             ),
             dict(
                 type='mmaction.Resize',
                 scale=(224, 224),
                 keep_ratio=False,
                 interpolation='bicubic',
+                lazy=True,
             ),
-            dict(type='mmaction.Flip', flip_ratio=0.5),
+            dict(type='mmaction.Flip', flip_ratio=0.5, lazy=True),
+            dict(type='videomac_mm.FuseCrops'),
         ],
     ),
     dict(type='mmaction.FormatShape', input_format='NCTHW'),
