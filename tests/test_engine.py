@@ -483,7 +483,7 @@ def test_grouped_constructor__makes_one_group_of_equal_settings():
         for _ in range(3):
             wrapper.update_params(copied(torch.ones(2, 3)).square().sum())
         weights.append(list(copied.parameters()))
-        groups.append(wrapper.param_groups)
+        groups.append(wrapper.optimizer.param_groups)
 
     assert [len(group['params']) for group in groups[0]] == [1] * 6
     assert [(len(g['params']), g['weight_decay']) for g in groups[1]] == [(2, 0.5), (4, 0.0)]
