@@ -267,16 +267,21 @@ def load_config(args: argparse.Namespace) -> Config:
     return cfg
 
 
+def new_process(initializer: Callable | None = None, *args) -> ProcessPoolExecutor:
+    """One process that has done nothing but import libraries, and call ``initializer(*args)``."""
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(['mmengine.runner', 'videomac_mm.models', 'mmaction.datasets'])
+    return ProcessPoolExecutor(1, mp_context=context, initializer=initializer, initargs=args)
+
+
 def in_new_process(function: Callable, *args) -> Any:
-    """Call a function of this file in a process that has done nothing but import libraries.
+    """Call a function of this file in a process of its own.
 
     Raises:
         BrokenProcessPool: if the process dies.
     """
-    context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['mmengine.runner', 'videomac_mm.models', 'mmaction.datasets'])
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(function, *args).result()
+    with new_process() as process:
+        return process.submit(function, *args).result()
 
 
 def describe(args: argparse.Namespace, device: torch.device) -> dict:
@@ -610,10 +615,30 @@ def measure(
         steps: by variant.
         steps_of: makes them, ``steps_of(args, variants)``, in a fresh process.
     """
-    samples = in_turns({name: step.milliseconds for name, step in steps.items()}, args.repeats)
     if args.device.startswith('cuda'):
+        samples = in_turns({name: step.milliseconds for name, step in steps.items()}, args.repeats)
         return samples, {name: step.peak_mb() for name, step in steps.items()}
+    # Each in a process of its own, as in training: what one variant does to the heap would
+    # change the times of the next.
+    with ExitStack() as stack:
+        clocks = {}
+        for name in steps:
+            process = stack.enter_context(new_process(hold, args, name, steps_of))
+            clocks[name] = lambda process=process: process.submit(held_ms).result()
+        samples = in_turns(clocks, args.repeats)
     return samples, {name: in_new_process(peak_mb_of, args, name, steps_of) for name in steps}
+
+
+def hold(args: argparse.Namespace, variant: str, steps_of: Callable) -> None:
+    """Build the step that this process will measure."""
+    global held
+    (held,) = steps_of(args, [variant]).values()
+
+
+def held_ms() -> float:
+    """The second of two steps: after the others' turn, caches and memory are cold."""
+    held.milliseconds()
+    return held.milliseconds()
 
 
 def peak_mb_of(args: argparse.Namespace, variant: str, steps_of: Callable) -> float:
