@@ -82,3 +82,25 @@ def test_errors__name_what_was_given():
     for shape in [(1, 3, 4, 5), (1, 3, 4, 8), (2, 3, 4, 4)]:
         with pytest.raises(ValueError, match='do not fit a mask of shape'):
             patches.pack(torch.zeros(shape))
+
+
+def test_everything__is_a_mask_that_hides_nothing_made_once():
+    device = torch.device('cpu')
+    patches = VisiblePatches.everything(2, (2, 3), device)
+    wanted = VisiblePatches(torch.zeros(2, 2, 3, dtype=torch.bool))
+    maps = torch.randn(2, 4, 4, 6)
+
+    assert VisiblePatches.everything(2, (2, 3), device) is patches
+    assert patches.num_visible == wanted.num_visible == 6
+    assert torch.equal(patches.pack(maps), wanted.pack(maps))
+    assert torch.equal(patches.neighbours(1), wanted.neighbours(1))
+
+
+def test_everything__in_inference_mode_does_not_stay_for_training():
+    device = torch.device('cpu')
+    with torch.inference_mode():
+        VisiblePatches.everything(1, (3, 3), device).neighbours(1)
+
+    table = VisiblePatches.everything(1, (3, 3), device).neighbours(1)
+
+    assert not table.is_inference()

@@ -66,9 +66,9 @@ class VisiblePatches:
         cls, batch_size: int, grid: tuple[int, int], device: torch.device
     ) -> 'VisiblePatches':
         """The geometry of maps that hide nothing."""
-        if torch.compiler.is_compiling():
-            return _everything.__wrapped__(batch_size, *grid, device)
-        return _everything(batch_size, *grid, device)
+        make = _everything.__wrapped__ if torch.compiler.is_compiling() else _everything
+        # What is made in inference mode cannot serve training later.
+        return make(batch_size, *grid, device, torch.is_inference_mode_enabled())
 
     def pack(self, maps: Tensor, stride: int = 1) -> Tensor:
         """Take the visible tiles out of dense maps.
@@ -260,7 +260,9 @@ class VisiblePatches:
 
 
 @functools.lru_cache(maxsize=8)  # with all tables
-def _everything(batch_size: int, height: int, width: int, device: torch.device) -> VisiblePatches:
+def _everything(
+    batch_size: int, height: int, width: int, device: torch.device, _: bool
+) -> VisiblePatches:
     site = torch.arange(batch_size * height * width, device=device)
     visible = site // (height * width), site // width % height, site % width
     patches = VisiblePatches.__new__(VisiblePatches)
