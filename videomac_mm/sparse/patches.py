@@ -66,9 +66,10 @@ class VisiblePatches:
         cls, batch_size: int, grid: tuple[int, int], device: torch.device
     ) -> 'VisiblePatches':
         """The geometry of maps that hide nothing."""
-        make = _everything.__wrapped__ if torch.compiler.is_compiling() else _everything
+        if torch.compiler.is_compiling():
+            return _everything.__wrapped__(batch_size, *grid, device, False)
         # What is made in inference mode cannot serve training later.
-        return make(batch_size, *grid, device, torch.is_inference_mode_enabled())
+        return _everything(batch_size, *grid, device, torch.is_inference_mode_enabled())
 
     def pack(self, maps: Tensor, stride: int = 1) -> Tensor:
         """Take the visible tiles out of dense maps.
