@@ -404,14 +404,29 @@ def test_conv_backend__equals_the_masked_dense_network_in_single_precision(cfg, 
         torch.testing.assert_close(got / scale, wanted / scale, atol=1e-4, rtol=0)
 
 
-def test_conv_backend__torch_runs_no_kernel(monkeypatch):
-    monkeypatch.setattr(cpu_kernels, '_call', lambda name, *args: pytest.fail(f'{name} was run'))
-    for cfg in (
+@pytest.mark.skipif(cpu_kernels._library() is None, reason='no C++ compiler')
+@pytest.mark.parametrize(
+    'cfg',
+    [
         dict(type='SparseConvNeXt', arch=EIGHTS, use_grn=True),
         dict(type='SparseResNet', depth=50, base_channels=8, variant='videomac', stem_channels=8),
-    ):
-        network = MODELS.build(dict(cfg, conv_backend='torch'))
+    ],
+    ids=['convnext', 'resnet50'],
+)
+def test_conv_backend__torch_runs_no_kernel(monkeypatch, cfg):
+    call, ran = cpu_kernels._call, dict(auto=set(), torch=set())
+    for backend, names in ran.items():
+
+        def record(name: str, *args, names=names) -> None:
+            names.add(name)
+            call(name, *args)
+
+        monkeypatch.setattr(cpu_kernels, '_call', record)
+        network = MODELS.build(dict(cfg, conv_backend=backend))
         network(torch.randn(1, 3, 64, 64), random_mask(1, (2, 2), 1))[0].sum().backward()
+
+    assert ran['torch'] == set()
+    assert len(ran['auto']) > 2
 
 
 def test_conv_backend__of_another_name_is_refused():
