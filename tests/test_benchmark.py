@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from videomac_mm.models import masking
+from videomac_mm.sparse import PatchConv2d
 
 MODEL = """
 _base_ = [
@@ -107,6 +108,23 @@ def test_step__reports_time_memory_and_agreement(tmp_path, root, write_config):
     for name, loss in report['losses']['sparse'].items():
         assert report['losses']['masked_dense'][name] == pytest.approx(loss, rel=1e-4)
     assert "mmpretrain's SparseConvNeXt with the same weights" in report['mmpretrain_note']
+
+
+def test_step__all_forms_of_a_network_agree(benchmark, write_config, monkeypatch):
+    monkeypatch.setattr(torch, 'compile', lambda function, **_: function)  # takes minutes
+    args = dict(size=64, batch_size=2, amp=None, device='cpu', threads=None, cfg_options=None)
+    args = argparse.Namespace(config=str(write_config()), **args)
+    variants = ['sparse', 'masked_dense', 'sparse_torch', 'sparse_compiled']
+    steps = benchmark.steps_of(args, [*variants, 'masked_dense_compiled'])
+
+    for _ in range(2):
+        losses = benchmark.check_agreement(steps)
+
+    assert len({tuple(round(x, 4) for x in loss.values()) for loss in losses.values()}) == 1
+    # What was compiled must still be the dense network.
+    for layer in steps['masked_dense_compiled'].model.backbone.modules():
+        if isinstance(layer, PatchConv2d) and layer.crosses_tiles:
+            assert 'forward' in vars(layer)
 
 
 def test_encoder__reports_time_memory_and_agreement(tmp_path, root, write_config):

@@ -498,6 +498,7 @@ class Step:
         self.encoded = self.inputs[:, 0] if tubelet_size(model) else self.inputs[:, 0, :, 0]
         self.mask = model.mask_generator(self.encoded, generator)
         self.compiled: Callable | None = None
+        self.held = ExitStack()  # for as long as this step lives
 
     def prepared(self) -> AbstractContextManager:
         """Around the whole step: as masked-dense, backward must run inside too."""
@@ -505,7 +506,7 @@ class Step:
         if self.variant == 'masked_dense':
             return densely(self.model, self.mask)
         if self.variant == 'masked_dense_compiled' and self.compiled is None:
-            densely(self.model, self.mask).__enter__()  # for good: what is compiled must stay
+            self.held.enter_context(densely(self.model, self.mask))  # what is compiled must stay
         return nullcontext()
 
     def run(self) -> dict[str, Tensor]:
