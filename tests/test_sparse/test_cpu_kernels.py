@@ -191,6 +191,17 @@ def test_available__refuses_what_the_kernels_cannot_do():
 
 
 @needs_kernels
+@pytest.mark.parametrize(
+    'weight',
+    [torch.ones(8, dtype=torch.float64), torch.ones(8, dtype=torch.bfloat16), torch.ones(16)[::2]],
+    ids=['float64', 'bfloat16', 'strided'],
+)
+def test_kernels__refuse_memory_that_they_would_misread(weight):
+    with pytest.raises(TypeError, match='contiguous tensors of float32'):
+        cpu_kernels.norm_gelu(torch.randn(3, 8), weight, torch.ones(8), None, 1e-6)
+
+
+@needs_kernels
 def test_library__is_compiled_once(compile_again):
     library = cpu_kernels._build()
     time = library.stat().st_mtime_ns

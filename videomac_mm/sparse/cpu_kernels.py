@@ -25,6 +25,7 @@ from torch import Tensor
 
 _SOURCE = Path(__file__).with_suffix('.cpp')
 _FLAGS = ('-std=c++17', '-O3', '-march=native', '-fPIC', '-fopenmp')
+_DTYPES = (torch.float32, torch.int32, torch.int64)
 SIDE = 7  # of the depth-wise kernel
 TILES = (1, 2, 4, 8)  # sides of tiles
 
@@ -197,6 +198,12 @@ def _call(name: str, *args: Tensor | int | None | ctypes._SimpleCData) -> None:
 
 def _converted(arg: Tensor | int | None | ctypes._SimpleCData) -> ctypes._SimpleCData | None:
     if isinstance(arg, Tensor):
+        # The kernels see addresses alone and would read anything.
+        if arg.dtype not in _DTYPES or not arg.is_contiguous() or arg.device.type != 'cpu':
+            raise TypeError(
+                'CPU kernels take contiguous tensors of float32 (tables of int32 or int64), got '
+                f'{arg.dtype} of shape {tuple(arg.shape)}, strides {arg.stride()} on {arg.device}'
+            )
         return ctypes.c_void_p(arg.data_ptr())
     return ctypes.c_int64(arg) if isinstance(arg, int) else arg
 
