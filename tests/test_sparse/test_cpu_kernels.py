@@ -3,9 +3,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.masks import random_mask
+from tests.masks import expand, random_mask
 from videomac_mm.sparse import PatchConv2d, VisiblePatches, cpu_kernels
-from videomac_mm.sparse.functional import Gather, GeluResponseNormLinear, NormGelu
+from videomac_mm.sparse.functional import Gather, GeluResponseNormLinear, NormGelu, PairConv
 
 needs_kernels = pytest.mark.skipif(
     cpu_kernels._library() is None, reason='no C++ compiler to build the CPU kernels with'
@@ -86,6 +86,88 @@ def test_depthwise__runs_agree_to_the_bit():
     assert all(torch.equal(*pair) for pair in zip(*runs))
 
 
+CONVS = [  # with more than 384 outputs and 256 pairs at a tap; or more than 256 channels
+    (16, 32, 8, dict(kernel_size=3, padding=1)),
+    (48, 16, 4, dict(kernel_size=3, padding=1, bias=False)),
+    (288, 32, 2, dict(kernel_size=3, padding=1)),
+    (32, 272, 1, dict(kernel_size=3, padding=1)),
+    (64, 96, 8, dict(kernel_size=3, padding=1, stride=2)),
+    (32, 48, 2, dict(kernel_size=3, padding=1, stride=2, bias=False)),
+    (16, 16, 4, dict(kernel_size=5, padding=2, stride=4)),
+    (16, 32, 4, dict(kernel_size=7, padding=3, stride=2)),
+]
+
+
+@needs_kernels
+@pytest.mark.parametrize('channels, channels_out, side, cfg', CONVS, ids=str)
+@pytest.mark.parametrize('num_visible', [1, 7])  # alone, most taps are without pairs
+def test_convolve_pairs__equals_dense_conv_on_zeroed_maps(
+    monkeypatch, channels, channels_out, side, cfg, num_visible
+):
+    mask = random_mask(2, (4, 5), num_visible)
+    patches = VisiblePatches(mask)
+    conv = PatchConv2d(channels, channels_out, **cfg)
+    maps = torch.randn(2, channels, 4 * side, 5 * side, requires_grad=True)
+    inputs = [maps, *conv.parameters()]
+    monkeypatch.delattr(VisiblePatches, 'windows')  # it is not by them
+
+    sparse = patches.unpack(conv(patches.pack(maps), patches))
+    wide = [tensor.detach().double().requires_grad_() for tensor in inputs]
+    dense = F.conv2d(
+        wide[0].masked_fill(expand(mask, maps.shape[-2:]), 0.0),
+        *wide[1:],
+        padding=conv.padding,
+        stride=conv.stride,
+    )
+    dense = dense.masked_fill(expand(mask, dense.shape[-2:]), 0.0)
+
+    torch.testing.assert_close(sparse.double(), dense, atol=1e-5, rtol=1e-5)
+    for got, wanted in zip(gradients(sparse, inputs), gradients(dense, wide)):
+        torch.testing.assert_close(got.double(), wanted, atol=2e-4, rtol=1e-4)
+
+
+@needs_kernels
+def test_convolve_pairs__second_derivatives():
+    patches = VisiblePatches(random_mask(1, (3, 3), 4))
+    table, adjoint = patches.pairs(2, 3, 2, 1)
+    narrow = [torch.randn(16, 16, requires_grad=True), torch.randn(32, 9, 16, requires_grad=True)]
+    wide = [tensor.detach().double().requires_grad_() for tensor in narrow]
+
+    def product(rows: Tensor, weight: Tensor) -> Tensor:
+        taken = torch.cat([rows, rows.new_zeros(1, 16)])[table.long()]  # -1 is the last
+        return torch.einsum('mtc,ntc->mn', taken, weight)
+
+    def second(out: Tensor, inputs: list[Tensor]) -> tuple[Tensor, ...]:
+        grads = torch.autograd.grad(out.square().sum(), inputs, create_graph=True)
+        return torch.autograd.grad(sum(grad.square().sum() for grad in grads), inputs)
+
+    found = second(PairConv.apply(*narrow, table, adjoint), narrow)
+    for got, wanted in zip(found, second(product(*wide), wide)):
+        torch.testing.assert_close(got.double(), wanted, atol=1e-2, rtol=1e-4)
+
+
+@needs_kernels
+def test_convolve_pairs__agrees_to_the_bit_whatever_the_number_of_threads():
+    patches = VisiblePatches(random_mask(3, (4, 4), 5))
+    layer = PatchConv2d(32, 64, 3, padding=1)
+    tiles = torch.randn(15, 32, 8, 8).contiguous(memory_format=torch.channels_last).requires_grad_()
+    used = torch.get_num_threads()
+    runs = []
+    for threads in (1, 1, 2, 3):
+        torch.set_num_threads(threads)
+        out = layer(tiles, patches)
+        runs.append([out, *gradients(out, [tiles, layer.weight])])
+    torch.set_num_threads(used)
+
+    assert all(torch.equal(*pair) for run in runs[1:] for pair in zip(runs[0], run))
+
+
+def test_mixes__refuses_what_the_kernel_cannot_do():
+    assert not cpu_kernels.mixes(torch.zeros(2, 8), 16)
+    assert not cpu_kernels.mixes(torch.zeros(2, 16), 24)
+    assert not cpu_kernels.mixes(torch.zeros(2, 16, dtype=torch.float64), 16)
+
+
 @needs_kernels
 @pytest.mark.parametrize('channels', CHANNELS)
 @pytest.mark.parametrize('groups', [1, 3])
@@ -122,19 +204,33 @@ def test_gelu_response_norm_linear__equals_its_parts(groups, channels):
 @pytest.mark.parametrize('channels', CHANNELS)
 @pytest.mark.parametrize('with_residual', [False, True])
 def test_norm_gelu__equals_its_parts(channels, with_residual):
-    shapes = [(9, channels), (channels,), (channels,), (9, channels)][: 3 + with_residual]
+    maps = 2, channels, 3, 2
+    shapes = [maps, (channels,), (channels,), maps][: 3 + with_residual]
     values = [torch.randn(shape, dtype=torch.float64) for shape in shapes]
     values[0] = values[0] * 3 + 5
     wide = [value.requires_grad_() for value in values]
     narrow = [value.detach().float().requires_grad_() for value in values]
 
     got = NormGelu.apply(*narrow, *[None] * (not with_residual), 1e-6)
-    wanted = F.layer_norm(wide[0], (channels,), *wide[1:3], 1e-6)
+    wanted = F.layer_norm(wide[0].movedim(1, -1), (channels,), *wide[1:3], 1e-6).movedim(-1, 1)
     wanted = F.gelu(wanted + wide[3] if with_residual else wanted)
 
     torch.testing.assert_close(got.double(), wanted, atol=1e-5, rtol=1e-5)
     for found, true in zip(gradients(got, narrow), gradients(wanted, wide)):
         torch.testing.assert_close(found.double(), true, atol=1e-4, rtol=1e-4)
+
+
+@needs_kernels
+def test_norm_gelu__lets_autograd_add_to_the_gradient_of_its_residual():
+    x = torch.randn(2, 8, 3, 3).contiguous(memory_format=torch.channels_last).requires_grad_()
+    weight, bias = torch.ones(8), torch.zeros(8)
+    residual = x * 1.0
+    out = NormGelu.apply(residual * 2.0, weight, bias, residual, 1e-6)
+    with torch.profiler.profile() as profile:
+        out.sum().backward()
+
+    names = [event.name for event in profile.events()]
+    assert 'aten::add_' in names and 'aten::add' not in names
 
 
 @needs_kernels

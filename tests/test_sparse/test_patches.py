@@ -68,6 +68,24 @@ def test_neighbours__are_the_visible_tiles_of_the_same_image(reach):
     assert patches.neighbours(reach) is table
 
 
+@pytest.mark.parametrize('side, kernel, stride, before', [(2, 3, 1, 1), (4, 3, 2, 1), (1, 5, 1, 2)])
+def test_pairs__are_the_sites_that_exist_in_windows(side, kernel, stride, before):
+    patches = VisiblePatches(random_mask(2, (3, 4), 5))
+    num = 10 * side**2
+    numbers = torch.arange(num).view(10, side, side, 1).permute(0, 3, 1, 2).double()
+
+    table, adjoint = patches.pairs(side, kernel, stride, before)
+
+    windows = patches.windows(numbers, kernel, stride, before, fill=-1.0)
+    assert table.dtype == adjoint.dtype == torch.int32
+    assert torch.equal(table.double(), windows.reshape(-1, kernel**2))
+    assert adjoint.shape == (num, kernel**2)
+    pairs = {(row, tap, m) for m, line in enumerate(table.tolist()) for tap, row in enumerate(line)}
+    there = {(n, tap, m) for n, line in enumerate(adjoint.tolist()) for tap, m in enumerate(line)}
+    assert {pair for pair in pairs if pair[0] >= 0} == {pair for pair in there if pair[2] >= 0}
+    assert patches.pairs(side, kernel, stride, before)[0] is table
+
+
 def test_errors__name_what_was_given():
     with pytest.raises(TypeError, match='bool.*got torch.float32'):
         VisiblePatches(torch.zeros(1, 2, 2))

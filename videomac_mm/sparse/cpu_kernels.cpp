@@ -1,13 +1,17 @@
-// What eager torch does badly on the CPU, float32: the depth-wise conv straight from packed
-// tiles, and the element-wise chains around the matrix products in one pass.
+// What eager torch does badly on the CPU, float32: convs straight from packed tiles, and the
+// element-wise chains around the matrix products in one pass.
 //
 // Built by cpu_kernels.py, which says what each function does. Rows are sites, channels are
-// contiguous and a multiple of 8. Taps are a kernel, row by row, and the bias. Every result is written by one thread, so that runs agree to
-// the bit.
+// contiguous and a multiple of 8. Taps are the places of a kernel, row by row; those of the
+// depth-wise conv end with the bias. Every result is written by one thread, so that runs agree
+// to the bit.
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <initializer_list>
+#include <type_traits>
+#include <vector>
 
 namespace {
 
@@ -188,6 +192,198 @@ void correlate(const float* in, const float* grad, const std::int32_t* near, flo
       for (Index c = 0; c < line; c += step)
         for (Index k = 0; k <= kTaps; ++k)
           store(out + (chunk * (kTaps + 1) + k) * channels + first + c, sums[c / step][k]);
+    }
+}
+
+// ------------------------------------------------------------- convs that mix channels
+
+// Matrix products of the pairs of rows that exist at each tap. Six rows at a time and two
+// vectors of columns: sums that fit the registers.
+constexpr int kRows = 6, kVectors = 2;
+constexpr Index kDepth = 256;  // of a panel of the weight: it stays in the first cache
+constexpr Index kBatch = 256;  // pairs of a panel of both sides of the weight's gradient
+
+template <class V>
+constexpr Index width_of() {
+  return kVectors * lanes_of<V>();
+}
+
+// Calls body with the number of rows, up to kRows, as a constant.
+template <int rows = kRows, class Body>
+inline void with_rows(Index number, Body body) {
+  if (number == rows)
+    body(std::integral_constant<int, rows>{});
+  else if constexpr (rows > 1)
+    with_rows<rows - 1>(number, body);
+}
+
+// sums[r] += left(r, k) * right[k], summed over k.
+template <int rows, class V, class Left>
+inline void accumulate(V (&sums)[rows][kVectors], Left left, const float* right, Index depth) {
+  for (Index k = 0; k < depth; ++k) {
+    V columns[kVectors];
+#pragma GCC unroll 2
+    for (int j = 0; j < kVectors; ++j)
+      columns[j] = load<V>(right + k * width_of<V>() + j * lanes_of<V>());
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 2
+      for (int j = 0; j < kVectors; ++j) sums[r][j] += left(r, k) * columns[j];
+  }
+}
+
+template <int rows, class V, class Place>
+inline void load_sums(V (&sums)[rows][kVectors], Place place) {
+#pragma GCC unroll 8
+  for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 2
+    for (int j = 0; j < kVectors; ++j) sums[r][j] = load<V>(place(r) + j * lanes_of<V>());
+}
+
+template <int rows, class V, class Place>
+inline void store_sums(const V (&sums)[rows][kVectors], Place place) {
+#pragma GCC unroll 8
+  for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 2
+    for (int j = 0; j < kVectors; ++j) store(place(r) + j * lanes_of<V>(), sums[r][j]);
+}
+
+// Rows of the input and of the output, paired at each tap of a kernel.
+struct Pairs {
+  std::vector<Index> read, written, start;
+
+  Pairs(const std::int32_t* table, Index taps, Index first, Index last) : start(1, 0) {
+    for (Index tap = 0; tap < taps; ++tap) add(table, taps, tap, first, last);
+  }
+
+  void add(const std::int32_t* table, Index taps, Index tap, Index first, Index last) {
+    for (Index row = first; row < last; ++row)
+      if (const Index from = table[row * taps + tap]; from >= 0) {
+        read.push_back(from);
+        written.push_back(row);
+      }
+    start.push_back(read.size());
+  }
+};
+
+inline void transpose(const float* in, Index in_stride, float* out, Index out_stride) {
+  float block[8][8];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) std::memcpy(block[i], in + i * in_stride, sizeof(block[i]));
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i)
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; ++j) out[i * out_stride + j] = block[j][i];
+}
+
+// Columns of a weight as a panel (depth, width). They are contiguous, or the depth is.
+template <class V>
+void pack_weight(const float* weight, Index depth_stride, Index column_stride, Index depth,
+                 float* panel) {
+  constexpr Index width = width_of<V>();
+  if (column_stride == 1) {
+    for (Index k = 0; k < depth; ++k)
+      std::memcpy(panel + k * width, weight + k * depth_stride, width * sizeof(float));
+  } else {
+    for (Index k = 0; k < depth; k += 8)
+      for (Index column = 0; column < width; column += 8)
+        transpose(weight + column * column_stride + k, column_stride, panel + k * width + column,
+                  width);
+  }
+}
+
+template <class L>
+void convolve_pairs(const float* in, const float* weight, const std::int32_t* table, float* out,
+                    Index rows, Index taps, Index channels, Index columns, Index transposed,
+                    Index piece, Index parts, int threads) {
+  typedef typename L::type V;
+  constexpr Index width = width_of<V>();
+  const Index tap_stride = transposed ? columns : channels;
+  const Index depth_stride = transposed ? taps * columns : 1;
+  const Index column_stride = transposed ? 1 : taps * channels;
+#pragma omp parallel for collapse(2) num_threads(threads) schedule(dynamic)
+  for (Index first = 0; first < rows; first += piece)
+    for (Index part = 0; part < parts; ++part) {
+      const Index last = std::min(rows, first + piece), panels = columns / width;
+      const Pairs pairs(table, taps, first, last);
+      float panel[kDepth * width];
+      for (Index c = part * panels / parts * width; c < (part + 1) * panels / parts * width;
+           c += width) {
+        for (Index row = first; row < last; ++row)
+          std::memset(out + row * columns + c, 0, width * sizeof(float));
+        for (Index tap = 0; tap < taps; ++tap) {
+          const Index number = pairs.start[tap + 1] - pairs.start[tap];
+          const Index blocks = (number + kRows - 1) / kRows;
+          const Index* read = pairs.read.data() + pairs.start[tap];
+          const Index* written = pairs.written.data() + pairs.start[tap];
+          for (Index k = 0; number && k < channels; k += kDepth) {
+            const Index depth = std::min(kDepth, channels - k);
+            pack_weight<V>(weight + tap * tap_stride + k * depth_stride + c * column_stride,
+                           depth_stride, column_stride, depth, panel);
+            for (Index block = 0; block < blocks; ++block) {
+              const Index start = block * number / blocks;
+              with_rows((block + 1) * number / blocks - start, [&](auto count) {
+                const float* from[count];
+                float* to[count];
+                for (int r = 0; r < count; ++r) {
+                  from[r] = in + read[start + r] * channels + k;
+                  to[r] = out + written[start + r] * columns + c;
+                }
+                V sums[count][kVectors];
+                load_sums(sums, [&](int r) { return to[r]; });
+                accumulate(sums, [&](int r, Index i) { return from[r][i]; }, panel, depth);
+                store_sums(sums, [&](int r) { return to[r]; });
+              });
+            }
+          }
+        }
+      }
+    }
+}
+
+template <class L>
+void correlate_pairs(const float* in, const float* grad, const std::int32_t* table, float* out,
+                     Index rows, Index taps, Index channels, Index columns, Index parts,
+                     int threads) {
+  typedef typename L::type V;
+  constexpr Index width = width_of<V>();
+  const Index blocks = (columns + kRows - 1) / kRows;
+#pragma omp parallel for collapse(2) num_threads(threads) schedule(dynamic)
+  for (Index tap = 0; tap < taps; ++tap)
+    for (Index part = 0; part < parts; ++part) {
+      Pairs pairs(table, 0, 0, 0);
+      pairs.add(table, taps, tap, 0, rows);
+      const Index number = pairs.read.size();
+      const Index first = part * blocks / parts, last = (part + 1) * blocks / parts;
+      const auto column_of = [&](Index block) { return block * columns / blocks; };
+      std::vector<float> grads((last - first) * kBatch * kRows);
+      float panel[kBatch * width];
+      for (Index start = 0; start == 0 || start < number; start += kBatch) {
+        const Index depth = std::min(kBatch, number - start);
+        const Index *read = pairs.read.data() + start, *written = pairs.written.data() + start;
+        for (Index block = first; block < last; ++block)
+          with_rows(column_of(block + 1) - column_of(block), [&](auto count) {
+            const float* from = grad + column_of(block);
+            float* to = &grads[(block - first) * kBatch * kRows];
+            for (Index i = 0; i < depth; ++i)
+              std::memcpy(to + i * kRows, from + written[i] * columns, count * sizeof(float));
+          });
+        for (Index c = 0; c < channels; c += width) {
+          for (Index i = 0; i < depth; ++i)
+            std::memcpy(panel + i * width, in + read[i] * channels + c, width * sizeof(float));
+          for (Index block = first; block < last; ++block) {
+            const float* left = &grads[(block - first) * kBatch * kRows];
+            float* to = out + (column_of(block) * taps + tap) * channels + c;
+            const auto place = [=](int r) { return to + r * taps * channels; };
+            with_rows(column_of(block + 1) - column_of(block), [&](auto count) {
+              V sums[count][kVectors] = {};
+              if (start) load_sums(sums, place);
+              accumulate(sums, [=](int r, Index i) { return left[i * kRows + r]; }, panel, depth);
+              store_sums(sums, place);
+            });
+          }
+        }
+      }
     }
 }
 
@@ -406,6 +602,24 @@ void videomac_convolve(const float* in, const float* taps, const std::int32_t* n
 void videomac_correlate(const float* in, const float* grad, const std::int32_t* near, float* out,
                         Index tiles, Index channels, Index chunks, int side, int threads) {
   BY_SIDE(correlate, in, grad, near, out, tiles, channels, chunks, threads);
+}
+
+void videomac_convolve_pairs(const float* in, const float* weight, const std::int32_t* table,
+                             float* out, Index rows, Index taps, Index channels, Index columns,
+                             Index transposed, Index piece, Index parts, int threads) {
+  pick(columns / kVectors, [&](auto lanes) {
+    convolve_pairs<decltype(lanes)>(in, weight, table, out, rows, taps, channels, columns,
+                                    transposed, piece, parts, threads);
+  });
+}
+
+void videomac_correlate_pairs(const float* in, const float* grad, const std::int32_t* table,
+                              float* out, Index rows, Index taps, Index channels, Index columns,
+                              Index parts, int threads) {
+  pick(channels / kVectors, [&](auto lanes) {
+    correlate_pairs<decltype(lanes)>(in, grad, table, out, rows, taps, channels, columns, parts,
+                                     threads);
+  });
 }
 
 void videomac_take(const float* in, const Index* table, float fill, float* out, Index num,

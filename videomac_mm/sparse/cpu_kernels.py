@@ -77,6 +77,58 @@ def correlate(x: Tensor, grad: Tensor, neighbours: Tensor) -> Tensor:
     return sums.sum(0)
 
 
+def mixes(x: Tensor, num_out: int) -> bool:
+    """Whether a conv from channels (..., C) to ``num_out`` channels can run over pairs."""
+    return available(x) and x.shape[-1] % 16 == 0 and num_out % 16 == 0
+
+
+def convolve_pairs(rows: Tensor, weight: Tensor, table: Tensor) -> Tensor:
+    """A conv that mixes channels, as matrix products of the rows that exist at each tap.
+
+    Args:
+        rows (R, C)
+        weight (C', T, C): a matrix for each of T taps; it or its transpose (C, T, C') contiguous.
+            C and C' are multiples of 16.
+        table (M, T): int32, which row each output reads at each tap; -1 for none.
+
+    Returns:
+        (M, C')
+    """
+    channels_out, taps, channels = weight.shape
+    transposed = not weight.is_contiguous()
+    out = rows.new_empty(len(table), channels_out)
+    piece = 384  # rows: with those that they read they fit the second cache
+    parts = _parts(-(-len(table) // piece), channels_out // 16)
+    weight = weight.permute(2, 1, 0) if transposed else weight
+    sizes = len(table), taps, channels, channels_out, transposed, piece, parts
+    _call('convolve_pairs', rows, weight, table, out, *sizes)
+    return out
+
+
+def correlate_pairs(rows: Tensor, grad: Tensor, table: Tensor) -> Tensor:
+    """The gradient of `convolve_pairs` with respect to its weight.
+
+    Args:
+        rows (R, C): input.
+        grad (M, C'): gradient of the output.
+        table (M, T): as `convolve_pairs`.
+
+    Returns:
+        (C', T, C)
+    """
+    (num, taps), channels, channels_out = table.shape, rows.shape[1], grad.shape[1]
+    out = rows.new_empty(channels_out, taps, channels)
+    parts = _parts(taps, channels_out // 8)
+    sizes = num, taps, channels, channels_out, parts
+    _call('correlate_pairs', rows, grad, table, out, *sizes)
+    return out
+
+
+def _parts(tasks: int, most: int) -> int:
+    """Into how many parts to divide each task, so that threads with less to do find more."""
+    return min(-(-4 * torch.get_num_threads() // tasks), most)
+
+
 def take(rows: Tensor, table: Tensor, fill: float = 0.0) -> Tensor:
     """Sums of rows.
 

@@ -49,6 +49,67 @@ def _take(rows: Tensor, table: Tensor, fill: float, kernels: bool) -> Tensor:
     return taken if table.shape[1] == 1 else taken.view(*table.shape, -1).sum(1)
 
 
+class PairConv(torch.autograd.Function):
+    """A conv that mixes channels, as sums of matrix products over pairs of rows, on the CPU.
+
+    Args:
+        rows (R, C): input, for which `cpu_kernels.mixes`.
+        weight (C', T, C): a matrix for each of T taps.
+        table (M, T): int32, which row each output reads at each tap; -1 for none.
+        adjoint (R, T): int32, which output reads each row at each tap; -1 for none.
+
+    Returns:
+        (M, C')
+
+    Source: own.
+    """
+
+    @staticmethod
+    def forward(ctx, rows: Tensor, weight: Tensor, table: Tensor, adjoint: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, weight, table, adjoint)
+        if not weight.permute(2, 1, 0).is_contiguous():
+            weight = weight.contiguous()
+        return cpu_kernels.convolve_pairs(rows.contiguous(), weight, table)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        rows, weight, table, adjoint = ctx.saved_tensors
+        to_rows = to_weight = None
+        if ctx.needs_input_grad[0]:
+            to_rows = PairConv.apply(grad, weight.permute(2, 1, 0), adjoint, table)
+        if ctx.needs_input_grad[1]:
+            to_weight = PairCorrelation.apply(rows, grad, table, adjoint)
+        return to_rows, to_weight, None, None
+
+
+class PairCorrelation(torch.autograd.Function):
+    """The gradient of `PairConv` with respect to its weight; each is the other's adjoint.
+
+    Args:
+        rows (R, C): input.
+        grads (M, C'): gradient of the output.
+        table (M, T), adjoint (R, T): as `PairConv`.
+
+    Returns:
+        (C', T, C)
+    """
+
+    @staticmethod
+    def forward(ctx, rows: Tensor, grads: Tensor, table: Tensor, adjoint: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, grads, table, adjoint)
+        return cpu_kernels.correlate_pairs(rows.contiguous(), grads.contiguous(), table)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        rows, grads, table, adjoint = ctx.saved_tensors
+        to_rows = to_grads = None
+        if ctx.needs_input_grad[0]:
+            to_rows = PairConv.apply(grads, grad.permute(2, 1, 0), adjoint, table)
+        if ctx.needs_input_grad[1]:
+            to_grads = PairConv.apply(rows, grad, table, adjoint)
+        return to_rows, to_grads, None, None
+
+
 class DepthwiseConv2d(torch.autograd.Function):
     """A depth-wise conv of stride 1, whose weight gradient is a depth-wise conv itself.
 
@@ -200,13 +261,16 @@ class GeluResponseNormLinear(torch.autograd.Function):
 
 
 class NormGelu(torch.autograd.Function):
-    """GELU of layer norm plus residual on the CPU, of rows that `cpu_kernels` can work on.
+    """GELU of layer norm plus residual on the CPU, of maps that `cpu_kernels` can work on.
 
     Args:
-        x (M, C): rows.
-        weight, bias (C,): of the norm.
-        residual (M, C): added to the norm; or None.
+        x (N, C, H, W): input.
+        weight, bias (C,): of the norm over channels.
+        residual (N, C, H, W): added to the norm; or None.
         eps: of the norm.
+
+    Returns:
+        (N, C, H, W), channels-last.
 
     There are no second derivatives.
 
@@ -217,12 +281,27 @@ class NormGelu(torch.autograd.Function):
     def forward(
         ctx, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, eps: float
     ) -> Tensor:
+        ctx.sizes = len(x), *x.shape[2:]
+        x, residual = rows_of(x), None if residual is None else rows_of(residual)
         out, *statistics = cpu_kernels.norm_gelu(x, weight, bias, residual, eps)
         ctx.save_for_backward(x, weight, bias, residual, *statistics)
-        return out
+        return maps_of(out, *ctx.sizes)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        grads = cpu_kernels.norm_gelu_backward(grad.contiguous(), *ctx.saved_tensors)
-        return *grads, None
+        grad = rows_of(grad).contiguous()
+        x, weight, bias, residual = cpu_kernels.norm_gelu_backward(grad, *ctx.saved_tensors)
+        # Autograd adds in place to what is nobody's view: that of the residual comes first.
+        x, residual = (g if g is None else maps_of(g, *ctx.sizes).data for g in (x, residual))
+        return x, weight, bias, residual, None
+
+
+def rows_of(maps: Tensor) -> Tensor:
+    """(N, C, H, W) -> (N*H*W, C); a view of channels-last memory."""
+    return maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1])
+
+
+def maps_of(rows: Tensor, num: int, height: int, width: int) -> Tensor:
+    """(N*H*W, C) -> (N, C, H, W), channels-last."""
+    return rows.view(num, height, width, rows.shape[1]).permute(0, 3, 1, 2)

@@ -12,9 +12,12 @@ from videomac_mm.sparse.functional import (
     DepthwiseConv2d,
     GeluResponseNormLinear,
     NormGelu,
+    PairConv,
     ResponseNorm,
+    maps_of,
+    rows_of,
 )
-from videomac_mm.sparse.patches import VisiblePatches, maps_of, rows_of
+from videomac_mm.sparse.patches import VisiblePatches
 
 CONV_BACKENDS = ('auto', 'torch', 'spconv')
 
@@ -105,10 +108,9 @@ class PatchConv2d(nn.Conv2d):
     kernel of this package; the results agree up to rounding.
 
     Args:
-        execution: 'halo', 'canvas' or 'auto': what costs less. That is a kernel for depth-wise
-            convs, where there is one; the halo if channels are mixed, where outputs count;
-            else whichever reads fewer sites, for depth-wise convs are bound by memory.
-            Defaults to 'auto'.
+        execution: 'halo', 'canvas' or 'auto': what costs less. That is a kernel, where there is
+            one; else the halo if channels are mixed, where outputs count, and whichever reads
+            fewer sites in depth-wise convs, which are bound by memory. Defaults to 'auto'.
         *args, **kwargs: as `torch.nn.Conv2d`; square, and ``padding`` such that a map of
             n*stride sites gives n.
 
@@ -129,8 +131,6 @@ class PatchConv2d(nn.Conv2d):
             raise ValueError(f"execution must be 'auto', 'halo' or 'canvas', got {execution!r}")
         self.execution = execution
         self._window = _Window(self)
-        if execution == 'auto' and self.groups == 1:
-            self.execution = 'halo'
         # So that the weight is read as a matrix without a copy. Shape and keys stay.
         self.to(memory_format=torch.channels_last)
 
@@ -157,16 +157,32 @@ class PatchConv2d(nn.Conv2d):
         (kernel, _), (stride, _) = self.kernel_size, self.stride
         if self._takes_kernel and depthwise.is_available(x, kernel):
             return depthwise.depthwise_conv2d(x, self.weight, self.bias, patches)
-        mixes = self.groups == 1 and self.dilation == (1, 1) and self.execution != 'canvas'
-        if mixes and self.backend == 'spconv' and self.crosses_tiles:
-            x, padding = self._window.check(x), self._window.before
-            return spconv.conv2d(x, self.weight, self.bias, stride, padding, patches)
+        x = self._window.check(x)
+        mixes = self.groups == 1 and self.dilation == (1, 1)
+        if mixes and self.crosses_tiles and self.execution == 'auto':
+            if self.backend == 'spconv':
+                padding = self._window.before
+                return spconv.conv2d(x, self.weight, self.bias, stride, padding, patches)
+            rows = x.permute(0, 2, 3, 1)
+            if self.backend == 'auto' and cpu_kernels.mixes(rows, self.out_channels):
+                return self._over_pairs(x, patches)
         # With few sites per tile conv libraries are slow; a matrix product takes all at once.
-        if mixes and (kernel == 1 or x.shape[-1] <= 2 * stride):
-            return self._as_matrix(self._window.check(x), patches)
+        if mixes and self.execution != 'canvas' and (kernel == 1 or x.shape[-1] <= 2 * stride):
+            return self._as_matrix(x, patches)
+        execution = 'halo' if self.groups == 1 and self.execution == 'auto' else self.execution
         return self._window.run(
-            self._same, self._valid, x, patches, self.execution, 0.0, self.backend != 'torch'
+            self._same, self._valid, x, patches, execution, 0.0, self.backend != 'torch'
         )
+
+    def _over_pairs(self, x: Tensor, patches: VisiblePatches) -> Tensor:
+        (kernel, _), (stride, _) = self.kernel_size, self.stride
+        tables = patches.pairs(x.shape[-1], kernel, stride, self._window.before)
+        weight = self.weight.permute(0, 2, 3, 1).flatten(1, 2)
+        out = PairConv.apply(rows_of(x), weight, *tables)
+        if self.bias is not None:
+            out = out + self.bias
+        num = x.shape[-1] // stride
+        return maps_of(out, len(x), num, num)
 
     def _as_matrix(self, x: Tensor, patches: VisiblePatches) -> Tensor:
         (kernel, _), (stride, _) = self.kernel_size, self.stride
@@ -324,9 +340,7 @@ class LayerNorm2d(nn.LayerNorm):
         """``gelu(self(x) + residual)``, in fewer passes where the CPU kernels are."""
         if self.backend == 'torch' or not cpu_kernels.available(x.permute(0, 2, 3, 1)):
             return F.gelu(self(x) if residual is None else self(x) + residual)
-        rows = [None if maps is None else rows_of(maps) for maps in (x, residual)]
-        out = NormGelu.apply(rows[0], self.weight, self.bias, rows[1], self.eps)
-        return maps_of(out, len(x), *x.shape[2:])
+        return NormGelu.apply(x, self.weight, self.bias, residual, self.eps)
 
 
 def is_exact_gelu(act: nn.Module) -> bool:

@@ -5,7 +5,7 @@ import functools
 import torch
 from torch import Tensor
 
-from videomac_mm.sparse.functional import Gather
+from videomac_mm.sparse.functional import Gather, maps_of, rows_of
 
 
 class VisiblePatches:
@@ -182,6 +182,28 @@ class VisiblePatches:
             self._tables[key] = table.flatten(1).int()
         return self._tables[key]
 
+    def pairs(self, side: int, kernel: int, stride: int, before: int) -> tuple[Tensor, Tensor]:
+        """Which sites exist at each place of the windows of a conv.
+
+        Args:
+            side: p, of the tiles.
+            kernel, stride, before: as `windows`.
+
+        Returns:
+            (M, kernel**2) int32, the row of the tiles, as `rows_of` orders them, that each of
+            M windows reads at each place, and (B*K*p*p, kernel**2) int32, the window that reads
+            each row there; -1 for none.
+        """
+        key = 'pairs', side, kernel, stride, before
+        if key not in self._tables:
+            rows, num_rows = self._window_rows(side, kernel, stride, before), len(self._sites(side))
+            table = rows.where(rows < num_rows, -1).view(-1, kernel**2).int()
+            window, place = (table >= 0).nonzero().unbind(1)
+            adjoint = table.new_full((num_rows, kernel**2), -1)
+            adjoint[table[window, place], place] = window.int()
+            self._tables[key] = table, adjoint
+        return self._tables[key]
+
     def per_image(self, tiles: Tensor) -> Tensor:
         """View channels-last tiles ``(B*K, p, p, C)`` as the sites of their images.
 
@@ -221,20 +243,12 @@ class VisiblePatches:
         self, side: int, kernel: int, stride: int, before: int
     ) -> tuple[Tensor, Tensor]:
         """Which row lies on each site of the windows (M, 1), and on which sites each row lies."""
-        key = side, kernel, stride, before
+        key = 'windows', side, kernel, stride, before
         if key not in self._tables:
-            sites = self._sites(side)
-            num_rows = len(sites)
-            height, width = self.grid[0] * side, self.grid[1] * side
-            rows = sites.new_full((self.batch_size * height * width,), num_rows)
-            rows[sites] = torch.arange(num_rows, device=sites.device)
-            after = max(kernel - stride - before, 0)
-            rows = torch.nn.functional.pad(
-                rows.view(self.batch_size, height, width),
-                (before, after, before, after),
-                value=num_rows,
+            table, num_rows = (
+                self._window_rows(side, kernel, stride, before),
+                len(self._sites(side)),
             )
-            table = rows[self._coordinates(side, kernel, stride)].flatten()
             # A row is seen by as many windows as cover a site.
             reach = (-(-kernel // stride)) ** 2
             order = table.argsort(stable=True)
@@ -246,6 +260,21 @@ class VisiblePatches:
             adjoint = order[place.clamp(max=len(order) - 1)]
             self._tables[key] = table[:, None], adjoint.where(inside, len(table))
         return self._tables[key]
+
+    def _window_rows(self, side: int, kernel: int, stride: int, before: int) -> Tensor:
+        """Which row lies on each site of the windows: (M,); where none does, their number."""
+        sites = self._sites(side)
+        num_rows = len(sites)
+        height, width = self.grid[0] * side, self.grid[1] * side
+        rows = sites.new_full((self.batch_size * height * width,), num_rows)
+        rows[sites] = torch.arange(num_rows, device=sites.device)
+        after = max(kernel - stride - before, 0)
+        rows = torch.nn.functional.pad(
+            rows.view(self.batch_size, height, width),
+            (before, after, before, after),
+            value=num_rows,
+        )
+        return rows[self._coordinates(side, kernel, stride)].flatten()
 
     def _coordinates(self, side: int, kernel: int, stride: int) -> tuple[Tensor, ...]:
         """Image, row and column of every site of every window of the visible tiles.
@@ -270,13 +299,3 @@ def _everything(
     mask = torch.zeros(batch_size, height, width, dtype=torch.bool, device=device)
     patches._describe(mask, height * width, visible)
     return patches
-
-
-def rows_of(maps: Tensor) -> Tensor:
-    """(N, C, H, W) -> (N*H*W, C); a view of channels-last memory."""
-    return maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1])
-
-
-def maps_of(rows: Tensor, num: int, height: int, width: int) -> Tensor:
-    """(N*H*W, C) -> (N, C, H, W), channels-last."""
-    return rows.view(num, height, width, rows.shape[1]).permute(0, 3, 1, 2)

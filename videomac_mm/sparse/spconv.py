@@ -137,11 +137,10 @@ def _pairs(
         many of them are real; the number of output rows; whether each output lies on the row
         that the centre of its window reads.
     """
-    key = 'pairs', side, kernel, stride, before
+    key = 'spconv', side, kernel, stride, before
     if key not in patches._tables:
-        table, _ = patches._window_tables(side, kernel, stride, before)
-        table = table.view(-1, kernel**2).t()
-        place, written = (table < len(patches._sites(side))).nonzero().unbind(1)
+        table = patches.pairs(side, kernel, stride, before)[0].t()
+        place, written = (table >= 0).nonzero().unbind(1)
         read = table[place, written]
         counts = place.bincount(minlength=kernel**2)
         start = counts.cumsum(0) - counts
