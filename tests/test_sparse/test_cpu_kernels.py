@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -299,13 +301,24 @@ def test_kernels__refuse_memory_that_they_would_misread(weight):
 
 @needs_kernels
 def test_library__is_compiled_once(compile_again):
-    library = cpu_kernels._build()
+    compiler = shutil.which('g++')
+    library = cpu_kernels._build(compiler)
     time = library.stat().st_mtime_ns
 
     assert library.parent == compile_again / 'videomac_mm'
-    assert cpu_kernels._build() == library
+    assert cpu_kernels._build(compiler) == library
     assert library.stat().st_mtime_ns == time
     assert list(library.parent.iterdir()) == [library]
+
+
+@needs_kernels
+def test_library__is_compiled_by_gcc_where_cxx_cannot(monkeypatch, compile_again):
+    compiler = compile_again / 'clang++'
+    compiler.write_text('#!/bin/sh\necho "undefined reference to __kmpc" >&2\nexit 1\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv('CXX', str(compiler))
+
+    assert cpu_kernels.available(torch.zeros(2, 8))
 
 
 @pytest.mark.parametrize('what', ['missing', 'broken'])

@@ -24,10 +24,13 @@ struct Lanes {
   typedef std::int32_t bits __attribute__((vector_size(4 * N)));
 };
 
-#ifdef __AVX512F__
-constexpr int kWidest = 16;
+// As the registers are: GCC makes of wider ones a detour through memory.
+#if defined(__AVX512F__)
+constexpr int kWidest = 16, kNarrowest = 8;
+#elif defined(__AVX__)
+constexpr int kWidest = 8, kNarrowest = 8;
 #else
-constexpr int kWidest = 8;
+constexpr int kWidest = 4, kNarrowest = 4;
 #endif
 
 template <class V>
@@ -43,7 +46,7 @@ inline void store(float* p, V v) {
 }
 
 typedef Lanes<kWidest> Wide;
-typedef Lanes<8> Narrow;
+typedef Lanes<kNarrowest> Narrow;
 
 // Calls body with the widest vectors that divide the channels.
 template <class Body>

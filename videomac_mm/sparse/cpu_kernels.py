@@ -1,8 +1,8 @@
 """Kernels for the CPU, in C++, compiled when they are first wanted.
 
 What they compute, functions of ``functional`` compute in plain torch, several times slower.
-They need Linux and a C++ compiler (``CXX``, g++ or clang++); where there is none, or the
-compiler fails, a warning says so once and torch does the work. The library is compiled for the
+They need Linux and GCC (``CXX`` or g++; clang's OpenMP is another than torch's); where there is
+none, or it fails, a warning says so once and torch does the work. The library is compiled for the
 processor at hand, in a second, and kept in ``$XDG_CACHE_HOME/videomac_mm``.
 
 All tensors are float32 and contiguous, as rows (sites, channels) or what is the same in memory.
@@ -265,23 +265,22 @@ def _library() -> ctypes.CDLL | None:
     """The compiled kernels; None, after a warning, where they cannot be had."""
     if sys.platform != 'linux' or sys.byteorder != 'little':
         return None
-    try:
-        return ctypes.CDLL(str(_build()))
-    except (OSError, RuntimeError) as err:
-        warnings.warn(
-            f'videomac_mm runs without its CPU kernels, several times slower in places: {err}',
-            stacklevel=2,
-        )
-        return None
-
-
-def _build() -> Path:
-    """Compile the library unless that was done before; gives its path."""
-    compiler = next(
-        filter(None, map(shutil.which, (os.environ.get('CXX', ''), 'g++', 'clang++'))), None
+    failures = []
+    for compiler in filter(None, map(shutil.which, (os.environ.get('CXX', ''), 'g++'))):
+        try:
+            return ctypes.CDLL(str(_build(compiler)))
+        except (OSError, RuntimeError) as err:
+            failures.append(str(err))
+    reason = '; '.join(failures) or 'no C++ compiler found, neither $CXX nor g++'
+    warnings.warn(
+        f'videomac_mm runs without its CPU kernels, several times slower in places: {reason}',
+        stacklevel=2,
     )
-    if compiler is None:
-        raise RuntimeError('no C++ compiler found, neither $CXX nor g++ nor clang++')
+    return None
+
+
+def _build(compiler: str) -> Path:
+    """Compile the library unless that was done before; gives its path."""
     openmp = _openmp()
     described = (_SOURCE.read_bytes(), compiler, *_FLAGS, openmp, platform.machine(), _processor())
     digest = hashlib.sha256(repr(described).encode()).hexdigest()[:16]
@@ -294,7 +293,7 @@ def _build() -> Path:
         compiled, linked = Path(temporary, 'kernels.o'), Path(temporary, 'kernels.so')
         _run(compiler, *_FLAGS, '-c', str(_SOURCE), '-o', str(compiled))
         # With torch's own OpenMP: two of them would be two crowds of threads on the same cores.
-        _run(compiler, '-shared', str(compiled), openmp, '-o', str(linked))
+        _run(compiler, '-shared', '-Wl,--no-undefined', str(compiled), openmp, '-o', str(linked))
         linked.replace(library)  # whole or not at all, whoever else does the same
     return library
 
