@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tests.masks import expand, random_mask
 from videomac_mm.sparse import PatchConv2d, VisiblePatches, cpu_kernels
-from videomac_mm.sparse.functional import Gather, GeluResponseNormLinear, NormGelu, PairConv
+from videomac_mm.sparse.functional import Gather, NormGelu, PairConv, ResponseNormMLP
 
 needs_kernels = pytest.mark.skipif(
     cpu_kernels._library() is None, reason='no C++ compiler to build the CPU kernels with'
@@ -173,22 +173,23 @@ def test_mixes__refuses_what_the_kernel_cannot_do():
 @needs_kernels
 @pytest.mark.parametrize('channels', CHANNELS)
 @pytest.mark.parametrize('groups', [1, 3])
-def test_gelu_response_norm_linear__equals_its_parts(groups, channels):
-    shapes = dict(x=(groups, 6, channels), gamma=(channels,), beta=(channels,))
-    shapes |= dict(weight=(10, channels), bias=(10,))
+def test_response_norm_mlp__equals_its_parts(groups, channels):
+    shapes = dict(x=(groups, 6, 16), weight1=(channels, 16), bias1=(channels,), gamma=(channels,))
+    shapes |= dict(beta=(channels,), weight2=(10, channels), bias2=(10,))
     values = {name: torch.randn(shape, dtype=torch.float64) for name, shape in shapes.items()}
-    values['x'] *= 3
     wide = {name: value.requires_grad_() for name, value in values.items()}
     narrow = {name: value.detach().float().requires_grad_() for name, value in values.items()}
 
-    got = GeluResponseNormLinear.apply(
-        narrow['x'], narrow['gamma'], narrow['beta'], 1e-6, narrow['weight'], narrow['bias']
-    )
-    active = F.gelu(wide['x'])
+    def fused() -> Tensor:
+        first = [narrow[name] for name in ('x', 'weight1', 'bias1', 'gamma', 'beta')]
+        return ResponseNormMLP.apply(*first, 1e-6, narrow['weight2'], narrow['bias2'])
+
+    got = fused()
+    active = F.gelu(F.linear(wide['x'], wide['weight1'], wide['bias1']))
     response = active.square().sum(1, keepdim=True).sqrt()
     response = response / (response.mean(-1, keepdim=True) + 1e-6)
     normed = active * (1 + wide['gamma'] * response) + wide['beta']
-    wanted = F.linear(normed, wide['weight'], wide['bias'])
+    wanted = F.linear(normed, wide['weight2'], wide['bias2'])
 
     torch.testing.assert_close(got.double(), wanted, atol=1e-4, rtol=1e-5)
     for found, true in zip(
@@ -196,10 +197,7 @@ def test_gelu_response_norm_linear__equals_its_parts(groups, channels):
     ):
         torch.testing.assert_close(found.double(), true, atol=1e-3, rtol=1e-4)
     with torch.no_grad():  # another way, in place of its own tensors
-        again = GeluResponseNormLinear.apply(
-            narrow['x'], narrow['gamma'], narrow['beta'], 1e-6, narrow['weight'], narrow['bias']
-        )
-    torch.testing.assert_close(again, got, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(fused(), got, atol=1e-5, rtol=1e-5)
 
 
 @needs_kernels
@@ -241,9 +239,10 @@ def test_gelu__is_exact_everywhere():
     x = F.pad(x, (0, -len(x) % 8)).view(1, -1, 8)
     out = torch.empty_like(x)
 
-    cpu_kernels.gelu_energy(x, out)
-    scale = torch.ones(1, 1, 8)
-    slope = cpu_kernels.gelu_backward_(torch.ones_like(x), x, scale, torch.zeros_like(scale))
+    bias, scale = torch.zeros(8), torch.ones(1, 1, 8)
+    cpu_kernels.gelu_energy(x, bias, out)
+    ones, zeros = torch.ones_like(x), torch.zeros_like(scale)
+    slope, _ = cpu_kernels.gelu_backward_(ones, x, bias, scale, zeros)
 
     wide = x.double().requires_grad_()
     wanted = F.gelu(wide)
@@ -259,7 +258,7 @@ def test_gelu__lets_nan_through():
     x[0, 1, 4] = float('inf')
     out = torch.empty_like(x)
 
-    energy = cpu_kernels.gelu_energy(x, out)
+    energy = cpu_kernels.gelu_energy(x, torch.zeros(8), out)
 
     assert out.isnan().nonzero().tolist() == [[0, 0, 3]]
     assert out[0, 1, 4] == float('inf')

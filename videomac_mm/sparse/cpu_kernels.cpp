@@ -460,8 +460,8 @@ struct Chunk {
 };
 
 template <class L>
-void gelu(const float* in, float* out, float* energy, Index groups, Index chunks, Index rows,
-          Index channels, int threads) {
+void gelu(const float* in, const float* bias, float* out, float* energy, Index groups,
+          Index chunks, Index rows, Index channels, int threads) {
   typedef typename L::type V;
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (Index task = 0; task < groups * chunks; ++task) {
@@ -470,7 +470,7 @@ void gelu(const float* in, float* out, float* energy, Index groups, Index chunks
     std::memset(sums, 0, channels * sizeof(float));
     for (Index row = chunk.first; row < chunk.last; ++row)
       for (Index c = 0; c < channels; c += lanes_of<V>()) {
-        const V x = load<V>(in + row * channels + c);
+        const V x = load<V>(in + row * channels + c) + load<V>(bias + c);
         V distribution, density;
         normal<L>(x, distribution, density);
         const V y = x * distribution;
@@ -499,21 +499,28 @@ void sums(const float* grad, const float* in, float* out, Index groups, Index ch
 }
 
 template <class L>
-void gelu_backward(const float* in, const float* scale, const float* slope, float* grad,
-                   Index groups, Index rows, Index channels, int threads) {
+void gelu_backward(const float* in, const float* bias, const float* scale, const float* slope,
+                   float* grad, float* to_bias, Index groups, Index chunks, Index rows,
+                   Index channels, int threads) {
   typedef typename L::type V;
 #pragma omp parallel for num_threads(threads) schedule(static)
-  for (Index row = 0; row < groups * rows; ++row) {
-    const Index group = row / rows * channels;
-    for (Index c = 0; c < channels; c += lanes_of<V>()) {
-      const V x = load<V>(in + row * channels + c);
-      V distribution, density;
-      normal<L>(x, distribution, density);
-      float* g = grad + row * channels + c;
-      const V to_y = load<V>(g) * load<V>(scale + group + c) +
-                     x * distribution * load<V>(slope + group + c);
-      store(g, to_y * (distribution + x * density));
-    }
+  for (Index task = 0; task < groups * chunks; ++task) {
+    const Chunk chunk(task, chunks, rows);
+    const float *scales = scale + chunk.group * channels, *slopes = slope + chunk.group * channels;
+    float* sums = to_bias + task * channels;
+    std::memset(sums, 0, channels * sizeof(float));
+    for (Index row = chunk.first; row < chunk.last; ++row)
+      for (Index c = 0; c < channels; c += lanes_of<V>()) {
+        const V x = load<V>(in + row * channels + c) + load<V>(bias + c);
+        V distribution, density;
+        normal<L>(x, distribution, density);
+        float* g = grad + row * channels + c;
+        const V to_y =
+            load<V>(g) * load<V>(scales + c) + x * distribution * load<V>(slopes + c);
+        const V to_x = to_y * (distribution + x * density);
+        store(g, to_x);
+        store(sums + c, load<V>(sums + c) + to_x);
+      }
   }
 }
 
@@ -632,10 +639,10 @@ void videomac_take(const float* in, const Index* table, float fill, float* out, 
   });
 }
 
-void videomac_gelu(const float* in, float* out, float* energy, Index groups, Index chunks,
-                   Index rows, Index channels, int threads) {
+void videomac_gelu(const float* in, const float* bias, float* out, float* energy, Index groups,
+                   Index chunks, Index rows, Index channels, int threads) {
   pick(channels, [&](auto lanes) {
-    gelu<decltype(lanes)>(in, out, energy, groups, chunks, rows, channels, threads);
+    gelu<decltype(lanes)>(in, bias, out, energy, groups, chunks, rows, channels, threads);
   });
 }
 
@@ -646,10 +653,12 @@ void videomac_sums(const float* grad, const float* in, float* out, Index groups,
   });
 }
 
-void videomac_gelu_backward(const float* in, const float* scale, const float* slope, float* grad,
-                            Index groups, Index rows, Index channels, int threads) {
+void videomac_gelu_backward(const float* in, const float* bias, const float* scale,
+                            const float* slope, float* grad, float* to_bias, Index groups,
+                            Index chunks, Index rows, Index channels, int threads) {
   pick(channels, [&](auto lanes) {
-    gelu_backward<decltype(lanes)>(in, scale, slope, grad, groups, rows, channels, threads);
+    gelu_backward<decltype(lanes)>(in, bias, scale, slope, grad, to_bias, groups, chunks, rows,
+                                   channels, threads);
   });
 }
 

@@ -145,11 +145,12 @@ def take(rows: Tensor, table: Tensor, fill: float = 0.0) -> Tensor:
     return out
 
 
-def gelu_energy(x: Tensor, out: Tensor) -> Tensor:
-    """GELU of groups of sites, and the sum of its squares over each group.
+def gelu_energy(x: Tensor, bias: Tensor, out: Tensor) -> Tensor:
+    """GELU of groups of sites plus a bias, and the sum of its squares over each group.
 
     Args:
         x (G, S, C): input.
+        bias (C,): added to it.
         out (G, S, C): for the result; may be ``x``.
 
     Returns:
@@ -158,7 +159,7 @@ def gelu_energy(x: Tensor, out: Tensor) -> Tensor:
     groups, rows, channels = x.shape
     chunks = _chunks(groups, rows)
     energy = x.new_empty(groups, chunks, channels)
-    _call('gelu', x, out, energy, groups, chunks, rows, channels)
+    _call('gelu', x, bias, out, energy, groups, chunks, rows, channels)
     return energy.sum(1, keepdim=True)
 
 
@@ -179,19 +180,24 @@ def weighted_sums(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     return products, plain
 
 
-def gelu_backward_(grad: Tensor, x: Tensor, scale: Tensor, slope: Tensor) -> Tensor:
-    """``(grad * scale + gelu(x) * slope) * gelu'(x)``, in place of ``grad``.
+def gelu_backward_(
+    grad: Tensor, x: Tensor, bias: Tensor, scale: Tensor, slope: Tensor
+) -> tuple[Tensor, Tensor]:
+    """With ``y = x + bias``: ``(grad * scale + gelu(y) * slope) * gelu'(y)``, and its sum.
 
     Args:
         grad, x (G, S, C)
+        bias (C,)
         scale, slope (G, 1, C): contiguous.
 
     Returns:
-        ``grad``
+        (G, S, C) in place of ``grad``, and (C,).
     """
     groups, rows, channels = x.shape
-    _call('gelu_backward', x, scale, slope, grad, groups, rows, channels)
-    return grad
+    chunks = _chunks(groups, rows)
+    sums = x.new_empty(groups * chunks, channels)
+    _call('gelu_backward', x, bias, scale, slope, grad, sums, groups, chunks, rows, channels)
+    return grad, sums.sum(0)
 
 
 def norm_gelu(

@@ -210,18 +210,20 @@ def _respond_backward(
     return 1 + gamma * normed, to_response / response, (to_scale * normed).sum((0, 1))
 
 
-class GeluResponseNormLinear(torch.autograd.Function):
-    """GELU, `ResponseNorm` and a linear layer on the CPU, in few passes over the wide tensors.
+class ResponseNormMLP(torch.autograd.Function):
+    """Linear layer, GELU, `ResponseNorm` and linear layer on the CPU, the MLP of ConvNeXt V2.
 
-    The result of the norm is not kept for the backward pass but computed again.
+    It takes few passes over the wide tensors in the middle. The result of the norm is not kept
+    for the backward pass but computed again.
 
     Args:
         x (G, S, C): S sites in each of G groups, for which `cpu_kernels` are available.
-        gamma, beta (C,), eps: of the norm.
-        weight (C', C), bias (C',): of the layer.
+        weight1 (C', C), bias1 (C',): of the first layer; C' is a multiple of 8.
+        gamma, beta (C',), eps: of the norm.
+        weight2 (C'', C'), bias2 (C'',): of the second layer.
 
     Returns:
-        (G, S, C')
+        (G, S, C'')
 
     There are no second derivatives.
 
@@ -232,32 +234,38 @@ class GeluResponseNormLinear(torch.autograd.Function):
     def forward(
         ctx,
         x: Tensor,
+        weight1: Tensor,
+        bias1: Tensor,
         gamma: Tensor,
         beta: Tensor,
         eps: float,
-        weight: Tensor,
-        bias: Tensor,
+        weight2: Tensor,
+        bias2: Tensor,
     ) -> Tensor:
-        active = torch.empty_like(x)
-        energy = cpu_kernels.gelu_energy(x, out=active)
+        wide = x @ weight1.t()  # (G, S, C'), without the bias
+        training = any(ctx.needs_input_grad)
+        active = torch.empty_like(wide) if training else wide
+        energy = cpu_kernels.gelu_energy(wide, bias1, out=active)
         response, mean, scale = _respond(energy, gamma, eps)
-        if not any(ctx.needs_input_grad):
-            return F.linear(active.mul_(scale).add_(beta), weight, bias)
-        ctx.save_for_backward(x, active, gamma, beta, response, mean, weight)
-        return F.linear(torch.addcmul(beta, scale, active), weight, bias)
+        if not training:
+            return F.linear(active.mul_(scale).add_(beta), weight2, bias2)
+        ctx.save_for_backward(x, weight1, bias1, gamma, beta, weight2, wide, active, response, mean)
+        return F.linear(torch.addcmul(beta, scale, active), weight2, bias2)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, active, gamma, beta, response, mean, weight = ctx.saved_tensors
+        x, weight1, bias1, gamma, beta, weight2, wide, active, response, mean = ctx.saved_tensors
         grad = grad.flatten(0, 1)
         normed = torch.addcmul(beta, 1 + gamma * response / mean, active).flatten(0, 1)
-        to_weight = grad.t() @ normed
-        to_normed = torch.mm(grad, weight, out=normed).view_as(x)  # where it is no longer needed
-        to_scale, to_beta = cpu_kernels.weighted_sums(to_normed, active)
+        to_weight2 = grad.t() @ normed
+        to_wide = torch.mm(grad, weight2, out=normed).view_as(wide)  # it is no longer needed
+        to_scale, to_beta = cpu_kernels.weighted_sums(to_wide, active)
         scale, slope, to_gamma = _respond_backward(to_scale, gamma, response, mean)
-        to_x = cpu_kernels.gelu_backward_(to_normed, x, scale, slope)
-        return to_x, to_gamma, to_beta.sum((0, 1)), None, to_weight, grad.sum(0)
+        to_wide, to_bias1 = cpu_kernels.gelu_backward_(to_wide, wide, bias1, scale, slope)
+        to_weight1 = to_wide.flatten(0, 1).t() @ x.flatten(0, 1)
+        to_norm = to_gamma, to_beta.sum((0, 1)), None
+        return to_wide @ weight1, to_weight1, to_bias1, *to_norm, to_weight2, grad.sum(0)
 
 
 class NormGelu(torch.autograd.Function):

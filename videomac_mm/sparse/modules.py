@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from videomac_mm.sparse import cpu_kernels, depthwise, spconv
 from videomac_mm.sparse.functional import (
     DepthwiseConv2d,
-    GeluResponseNormLinear,
     NormGelu,
     PairConv,
     ResponseNorm,
+    ResponseNormMLP,
     maps_of,
     rows_of,
 )
@@ -307,12 +307,21 @@ class PatchGRN(nn.Module):
             return patches.per_image(x)
         return x.reshape(1, -1, x.shape[-1])
 
-    def after_gelu(self, x: Tensor, linear: nn.Linear, patches: VisiblePatches) -> Tensor:
-        """``linear(self(gelu(x), patches))``, in fewer passes where the CPU kernels are."""
-        if self.backend == 'torch' or not cpu_kernels.available(x):
-            return linear(self(F.gelu(x), patches))
-        out = GeluResponseNormLinear.apply(
-            self._groups(x, patches), self.gamma, self.beta, self.eps, linear.weight, linear.bias
+    def mlp(
+        self, x: Tensor, linear1: nn.Linear, linear2: nn.Linear, patches: VisiblePatches
+    ) -> Tensor:
+        """``linear2(self(gelu(linear1(x)), patches))``, in fewer passes where the CPU kernels are.
+
+        Args:
+            x (B*K, p, p, C): channels-last tiles.
+            linear1, linear2: with biases.
+            patches: the geometry of the tiles.
+        """
+        if self.backend == 'torch' or not cpu_kernels.available(x) or linear1.out_features % 8:
+            return linear2(self(F.gelu(linear1(x)), patches))
+        first, second = ((linear.weight, linear.bias) for linear in (linear1, linear2))
+        out = ResponseNormMLP.apply(
+            self._groups(x, patches), *first, self.gamma, self.beta, self.eps, *second
         )
         return out.view(*x.shape[:-1], -1)
 

@@ -62,11 +62,10 @@ class SparseConvNeXtBlock(ConvNeXtBlock):
         x = self.norm(self.depthwise_conv(x, patches))
         if self.linear_pw_conv:
             x = x.permute(0, 2, 3, 1)  # (N, C, H, W) -> (N, H, W, C)
-        x = self.pointwise_conv1(x)
         if patches is not None and self.fuses:
-            x = self.grn.after_gelu(x, self.pointwise_conv2, patches)
+            x = self.grn.mlp(x, self.pointwise_conv1, self.pointwise_conv2, patches)
         else:
-            x = self.act(x)
+            x = self.act(self.pointwise_conv1(x))
             if self.grn is not None and self.linear_pw_conv:
                 x = self.grn(x, patches)
             elif self.grn is not None:
