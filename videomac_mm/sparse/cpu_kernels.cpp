@@ -251,13 +251,9 @@ inline void store_sums(const V (&sums)[rows][kVectors], Place place) {
     for (int j = 0; j < kVectors; ++j) store(place(r) + j * lanes_of<V>(), sums[r][j]);
 }
 
-// Rows of the input and of the output, paired at each tap of a kernel.
+// Rows of the input and of the output, paired, one tap after the other.
 struct Pairs {
-  std::vector<Index> read, written, start;
-
-  Pairs(const std::int32_t* table, Index taps, Index first, Index last) : start(1, 0) {
-    for (Index tap = 0; tap < taps; ++tap) add(table, taps, tap, first, last);
-  }
+  std::vector<Index> read, written, start{0};
 
   void add(const std::int32_t* table, Index taps, Index tap, Index first, Index last) {
     for (Index row = first; row < last; ++row)
@@ -295,6 +291,29 @@ void pack_weight(const float* weight, Index depth_stride, Index column_stride, I
   }
 }
 
+// Adds the products of rows and a panel (depth, width) to those rows that they are paired with.
+template <class V>
+void add_products(const float* in, Index channels, const float* panel, Index depth,
+                  const Index* read, const Index* written, Index number, float* out,
+                  Index columns) {
+  const Index blocks = (number + kRows - 1) / kRows;
+  for (Index block = 0; block < blocks; ++block) {
+    const Index start = block * number / blocks;
+    with_rows((block + 1) * number / blocks - start, [&](auto count) {
+      const float* from[count];
+      float* to[count];
+      for (int r = 0; r < count; ++r) {
+        from[r] = in + read[start + r] * channels;
+        to[r] = out + written[start + r] * columns;
+      }
+      V sums[count][kVectors];
+      load_sums(sums, [&](int r) { return to[r]; });
+      accumulate(sums, [&](int r, Index k) { return from[r][k]; }, panel, depth);
+      store_sums(sums, [&](int r) { return to[r]; });
+    });
+  }
+}
+
 template <class L>
 void convolve_pairs(const float* in, const float* weight, const std::int32_t* table, float* out,
                     Index rows, Index taps, Index channels, Index columns, Index transposed,
@@ -308,36 +327,21 @@ void convolve_pairs(const float* in, const float* weight, const std::int32_t* ta
   for (Index first = 0; first < rows; first += piece)
     for (Index part = 0; part < parts; ++part) {
       const Index last = std::min(rows, first + piece), panels = columns / width;
-      const Pairs pairs(table, taps, first, last);
+      Pairs pairs;
+      for (Index tap = 0; tap < taps; ++tap) pairs.add(table, taps, tap, first, last);
       float panel[kDepth * width];
       for (Index c = part * panels / parts * width; c < (part + 1) * panels / parts * width;
            c += width) {
         for (Index row = first; row < last; ++row)
           std::memset(out + row * columns + c, 0, width * sizeof(float));
         for (Index tap = 0; tap < taps; ++tap) {
-          const Index number = pairs.start[tap + 1] - pairs.start[tap];
-          const Index blocks = (number + kRows - 1) / kRows;
-          const Index* read = pairs.read.data() + pairs.start[tap];
-          const Index* written = pairs.written.data() + pairs.start[tap];
+          const Index start = pairs.start[tap], number = pairs.start[tap + 1] - start;
           for (Index k = 0; number && k < channels; k += kDepth) {
             const Index depth = std::min(kDepth, channels - k);
             pack_weight<V>(weight + tap * tap_stride + k * depth_stride + c * column_stride,
                            depth_stride, column_stride, depth, panel);
-            for (Index block = 0; block < blocks; ++block) {
-              const Index start = block * number / blocks;
-              with_rows((block + 1) * number / blocks - start, [&](auto count) {
-                const float* from[count];
-                float* to[count];
-                for (int r = 0; r < count; ++r) {
-                  from[r] = in + read[start + r] * channels + k;
-                  to[r] = out + written[start + r] * columns + c;
-                }
-                V sums[count][kVectors];
-                load_sums(sums, [&](int r) { return to[r]; });
-                accumulate(sums, [&](int r, Index i) { return from[r][i]; }, panel, depth);
-                store_sums(sums, [&](int r) { return to[r]; });
-              });
-            }
+            add_products<V>(in + k, channels, panel, depth, &pairs.read[start],
+                            &pairs.written[start], number, out + c, columns);
           }
         }
       }
@@ -354,7 +358,7 @@ void correlate_pairs(const float* in, const float* grad, const std::int32_t* tab
 #pragma omp parallel for collapse(2) num_threads(threads) schedule(dynamic)
   for (Index tap = 0; tap < taps; ++tap)
     for (Index part = 0; part < parts; ++part) {
-      Pairs pairs(table, 0, 0, 0);
+      Pairs pairs;
       pairs.add(table, taps, tap, 0, rows);
       const Index number = pairs.read.size();
       const Index first = part * blocks / parts, last = (part + 1) * blocks / parts;
