@@ -1,4 +1,6 @@
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -24,6 +26,16 @@ def compile_again(monkeypatch, tmp_path):
     cpu_kernels._library.cache_clear()
 
 
+@contextmanager
+def threads_of_torch(number: int) -> Iterator[None]:
+    used = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(used)
+
+
 def gradients(out: Tensor, inputs: list[Tensor]) -> tuple[Tensor, ...]:
     upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
     return torch.autograd.grad(out, inputs, upstream.to(out))
@@ -42,15 +54,11 @@ def test_depthwise__equals_the_conv_on_halos(side, channels, threads):
     ]
     layers[1].load_state_dict(layers[0].state_dict())
     tiles = torch.randn(14, side, side, channels).permute(0, 3, 1, 2).requires_grad_()
-    used = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with threads_of_torch(threads):
         results = [layer(tiles, patches) for layer in layers]
         grads = [
             gradients(out, [tiles, layer.weight, layer.bias]) for out, layer in zip(results, layers)
         ]
-    finally:
-        torch.set_num_threads(used)
 
     torch.testing.assert_close(*results, atol=1e-5, rtol=1e-5)
     for got, wanted in zip(*grads):
@@ -153,13 +161,11 @@ def test_convolve_pairs__agrees_to_the_bit_whatever_the_number_of_threads():
     patches = VisiblePatches(random_mask(3, (4, 4), 5))
     layer = PatchConv2d(32, 64, 3, padding=1)
     tiles = torch.randn(15, 32, 8, 8).contiguous(memory_format=torch.channels_last).requires_grad_()
-    used = torch.get_num_threads()
     runs = []
     for threads in (1, 1, 2, 3):
-        torch.set_num_threads(threads)
-        out = layer(tiles, patches)
-        runs.append([out, *gradients(out, [tiles, layer.weight])])
-    torch.set_num_threads(used)
+        with threads_of_torch(threads):
+            out = layer(tiles, patches)
+            runs.append([out, *gradients(out, [tiles, layer.weight])])
 
     assert all(torch.equal(*pair) for run in runs[1:] for pair in zip(runs[0], run))
 
@@ -196,8 +202,9 @@ def test_response_norm_mlp__equals_its_parts(groups, channels):
         gradients(got, list(narrow.values())), gradients(wanted, list(wide.values()))
     ):
         torch.testing.assert_close(found.double(), true, atol=1e-3, rtol=1e-4)
-    with torch.no_grad():  # another way, in place of its own tensors
-        torch.testing.assert_close(fused(), got, atol=1e-5, rtol=1e-5)
+    for value in narrow.values():  # another way, in place of its own tensors
+        value.requires_grad_(False)
+    torch.testing.assert_close(fused(), got, atol=1e-5, rtol=1e-5)
 
 
 @needs_kernels

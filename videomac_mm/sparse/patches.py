@@ -196,7 +196,8 @@ class VisiblePatches:
         """
         key = 'pairs', side, kernel, stride, before
         if key not in self._tables:
-            rows, num_rows = self._window_rows(side, kernel, stride, before), len(self._sites(side))
+            rows = self._window_rows(side, kernel, stride, before)
+            num_rows = len(self._sites(side))
             table = rows.where(rows < num_rows, -1).view(-1, kernel**2).int()
             window, place = (table >= 0).nonzero().unbind(1)
             adjoint = table.new_full((num_rows, kernel**2), -1)
@@ -245,10 +246,8 @@ class VisiblePatches:
         """Which row lies on each site of the windows (M, 1), and on which sites each row lies."""
         key = 'windows', side, kernel, stride, before
         if key not in self._tables:
-            table, num_rows = (
-                self._window_rows(side, kernel, stride, before),
-                len(self._sites(side)),
-            )
+            table = self._window_rows(side, kernel, stride, before)
+            num_rows = len(self._sites(side))
             # A row is seen by as many windows as cover a site.
             reach = (-(-kernel // stride)) ** 2
             order = table.argsort(stable=True)
