@@ -16,6 +16,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.runner import Runner
 from mmpretrain.registry import MODELS as MMPRETRAIN
 from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 from tests.test_models import test_videomae
 from videomac_mm.engine import TargetEMAHook
@@ -139,6 +140,51 @@ def test_target_ema__goes_on_where_the_resumed_run_stopped(tmp_path):
     resumed.train()
     # `init_weights` runs before the checkpoint is loaded, and copies (momentum 0).
     assert momenta[-2:] == pytest.approx([cosine(4, 6), cosine(5, 6)])
+
+
+def test_target_ema__a_run_without_it_is_refused_before_its_first_step(tmp_path):
+    runner = Runner.from_cfg(config(tmp_path / 'with'))
+    runner.train()
+    # The hook of an earlier run does not count.
+    cfg = config(tmp_path / 'without', custom_hooks=[])
+    cfg.model = runner.model
+    runner = Runner(**cfg)
+    before = copy.deepcopy(runner.model.state_dict())
+    with pytest.raises(RuntimeError, match=r"'videomac_mm\.TargetEMAHook'.* custom_hooks"):
+        runner.train()
+    for name, value in before.items():
+        assert torch.equal(value, runner.model.state_dict()[name]), name
+
+
+def test_target_ema__weights_in_half_precision_are_refused_at_the_start(tmp_path):
+    runner = Runner.from_cfg(config(tmp_path))
+    runner.model.bfloat16()
+    with pytest.raises(TypeError, match='float32, got torch.bfloat16.*--amp'):
+        runner.train()
+    assert runner.iter == 0
+
+
+def test_target_ema__a_wrapper_that_shards_is_refused(tmp_path, monkeypatch):
+    runner = Runner.from_cfg(config(tmp_path))
+    fsdp = FullyShardedDataParallel.__new__(FullyShardedDataParallel)  # needs no processes
+    nn.Module.__init__(fsdp)
+    fsdp._fsdp_wrapped_module = runner.model
+    runner.model = fsdp
+    with pytest.raises(TypeError, match='FSDP shards'):
+        TargetEMAHook().before_train(runner)
+
+
+def test_target__starts_from_loaded_weights_that_have_none(tmp_path):
+    cfg = config(tmp_path, load_from=str(tmp_path / 'converted.pth'))
+    cfg.optim_wrapper.optimizer.lr = 0.0
+    runner = Runner.from_cfg(cfg)
+    state = runner.model.state_dict()
+    weights = {k: v + 0.1 for k, v in state.items() if not k.startswith('target.')}
+    torch.save(dict(state_dict=weights), tmp_path / 'converted.pth')
+    runner.train()
+    trained = runner.model.state_dict()
+    for name, value in trained.items():
+        torch.testing.assert_close(value, weights[name.removeprefix('target.')])
 
 
 def test_target__is_not_in_the_optimiser(tmp_path):

@@ -13,6 +13,7 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 from videomac_mm.registry import HOOKS
 from videomac_mm.visualization import (
@@ -55,12 +56,27 @@ class TargetEMAHook(Hook):
         self.end_momentum = end_momentum
 
     def before_train(self, runner) -> None:
-        """Refuse models that have no target."""
-        if not hasattr(_unwrap(runner.model), 'target'):
+        """Announce itself to the target; refuse models without one that can follow.
+
+        Raises:
+            TypeError, ValueError: for models without a target, and as `TargetNetwork.check`.
+        """
+        model = _unwrap(runner.model)
+        if not hasattr(model, 'target'):
             raise TypeError(
-                'TargetEMAHook needs a model with a target network, got '
-                f'{type(_unwrap(runner.model)).__name__}'
+                f'TargetEMAHook needs a model with a target network, got {type(model).__name__}'
             )
+        if isinstance(runner.model, FullyShardedDataParallel):
+            raise TypeError(
+                'TargetEMAHook cannot move the target of a model that FSDP shards: the target '
+                'holds whole tensors; use MMDistributedDataParallel'
+            )
+        model.target.check(model)
+        model.target.mover = type(self).__name__
+
+    def after_train(self, runner) -> None:
+        """Withdraw: the model may be trained again without this hook."""
+        _unwrap(runner.model).target.mover = None
 
     def after_train_iter(self, runner, *args, **kwargs) -> None:
         """Move the target if this iteration ended in an optimiser step."""

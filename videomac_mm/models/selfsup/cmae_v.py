@@ -5,12 +5,12 @@ from torch import Tensor, nn
 
 from videomac_mm.models.pixels import to_pixels
 from videomac_mm.models.selfsup.videomae import VideoMAE
-from videomac_mm.models.target_network import TargetNetwork
+from videomac_mm.models.target_network import HasTarget, TargetNetwork
 from videomac_mm.registry import MODELS
 
 
 @MODELS.register_module()
-class CMAEV(VideoMAE):
+class CMAEV(HasTarget, VideoMAE):
     """`CMAE-V: Contrastive Masked Autoencoders for Video Action Recognition
     <https://arxiv.org/abs/2301.06018>`_. A re-implementation: no code was published.
 
@@ -46,11 +46,6 @@ class CMAEV(VideoMAE):
         self.contrast_head = MODELS.build(contrast_head)
         self.target = TargetNetwork(backbone=self.backbone, projector=self.projector)
         self.train()
-
-    def init_weights(self) -> None:
-        """Initialise the online network, and the target as its copy."""
-        super().init_weights()
-        self.target.follow(self, momentum=0.0)
 
     def train(self, mode: bool = True) -> 'CMAEV':
         """The target's projector, too, normalises by its batch, as that of CMAE does."""

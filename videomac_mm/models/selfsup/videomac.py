@@ -5,13 +5,13 @@ from mmpretrain.models.selfsup import BaseSelfSupervisor
 from torch import Tensor, nn
 
 from videomac_mm.models.pixels import to_pixels
-from videomac_mm.models.target_network import TargetNetwork
+from videomac_mm.models.target_network import HasTarget, TargetNetwork
 from videomac_mm.registry import MODELS, TASK_UTILS
 from videomac_mm.sparse import VisiblePatches
 
 
 @MODELS.register_module()
-class VideoMAC(BaseSelfSupervisor):
+class VideoMAC(HasTarget, BaseSelfSupervisor):
     """`VideoMAC: Video Masked Autoencoders Meet ConvNets
     <https://arxiv.org/abs/2402.19082>`_.
 
@@ -47,11 +47,6 @@ class VideoMAC(BaseSelfSupervisor):
         self.mask_generator = TASK_UTILS.build(mask_generator)
         self.consistency_loss = MODELS.build(consistency_loss)
         self.target = TargetNetwork(backbone=self.backbone, neck=self.neck)
-
-    def init_weights(self) -> None:
-        """Initialise the online network, and the target as its copy."""
-        super().init_weights()
-        self.target.follow(self, momentum=0.0)
 
     def loss(
         self,
