@@ -49,7 +49,7 @@ from videomac_mm.models import SparseConvNeXt, SparseResNet, VideoMAC, VideoVisi
 from videomac_mm.models.gathered_batch_norm import GatheredBatchNorm1d
 from videomac_mm.models.propagation import ContextFrames, Window, propagate_densely
 from videomac_mm.registry import DATASETS, MODELS
-from videomac_mm.sparse import VisiblePatches, set_conv_backend
+from videomac_mm.sparse import VisiblePatches, set_backend
 from videomac_mm.sparse.masked_dense import masked_dense
 
 CONFIGS = Path(__file__).resolve().parent.parent / 'configs'
@@ -389,7 +389,7 @@ def build_variant(cfg: Config, variant: str, device: torch.device) -> nn.Module 
         for network in (model.backbone, model.target.backbone):
             network.register_forward_pre_hook(set_active)
     elif variant in ('sparse_torch', 'spconv'):
-        set_conv_backend(model, variant.removeprefix('sparse_'))
+        set_backend(model, variant.removeprefix('sparse_'))
     return model.to(device).train()
 
 

@@ -20,6 +20,7 @@ DATASETS = _child(root.DATASETS, 'videomac_mm.datasets')
 DATA_SAMPLERS = _child(root.DATA_SAMPLERS, 'videomac_mm.datasets')
 TRANSFORMS = _child(root.TRANSFORMS, 'videomac_mm.datasets')
 HOOKS = _child(root.HOOKS, 'videomac_mm.engine')
+WEIGHT_INITIALIZERS = _child(root.WEIGHT_INITIALIZERS, 'videomac_mm.models')
 METRICS = _child(root.METRICS, 'videomac_mm.evaluation')
 OPTIM_WRAPPER_CONSTRUCTORS = _child(root.OPTIM_WRAPPER_CONSTRUCTORS, 'videomac_mm.engine')
 
@@ -40,6 +41,5 @@ for _parent in (
     root.STRATEGIES,
     root.VISBACKENDS,
     root.VISUALIZERS,
-    root.WEIGHT_INITIALIZERS,
 ):
     _child(_parent)

@@ -4,7 +4,8 @@ from mmpretrain.registry import MODELS as MMPRETRAIN
 
 from tests.masks import expand, random_mask
 from videomac_mm.registry import MODELS
-from videomac_mm.sparse import PatchDropPath, VisiblePatches, cpu_kernels, spconv
+from videomac_mm.sparse import PatchConv2d, PatchDropPath, VisiblePatches
+from videomac_mm.sparse.ops import library, spconv
 from videomac_mm.sparse.masked_dense import masked_dense
 
 EIGHTS = dict(depths=[1, 1, 2, 1], channels=[8, 16, 24, 32])  # what the kernels want
@@ -379,11 +380,11 @@ def has_spconv() -> bool:
     ],
     ids=['convnext', 'convnext-batch', 'resnet18', 'resnet50'],
 )
-def test_conv_backend__equals_the_masked_dense_network_in_single_precision(cfg, backend):
+def test_backend__equals_the_masked_dense_network_in_single_precision(cfg, backend):
     if backend == 'spconv' and not has_spconv():
         pytest.skip('spconv is not installed')
     torch.manual_seed(0)
-    network = MODELS.build(dict(cfg, conv_backend=backend, out_indices=(1, 3)))
+    network = MODELS.build(dict(cfg, backend=backend, out_indices=(1, 3)))
     for param in network.parameters():  # what starts at zero would hide mistakes
         torch.nn.init.normal_(param, std=0.5 if param.ndim == 1 else 0.1)
     mask = random_mask(2, (3, 3), 4)
@@ -404,7 +405,7 @@ def test_conv_backend__equals_the_masked_dense_network_in_single_precision(cfg, 
         torch.testing.assert_close(got / scale, wanted / scale, atol=1e-4, rtol=0)
 
 
-@pytest.mark.skipif(cpu_kernels._library() is None, reason='no C++ compiler')
+@pytest.mark.skipif(not library.is_available(), reason='no C++ compiler')
 @pytest.mark.parametrize(
     'cfg',
     [
@@ -413,22 +414,32 @@ def test_conv_backend__equals_the_masked_dense_network_in_single_precision(cfg, 
     ],
     ids=['convnext', 'resnet50'],
 )
-def test_conv_backend__torch_runs_no_kernel(monkeypatch, cfg):
-    call, ran = cpu_kernels._call, dict(auto=set(), torch=set())
+def test_backend__torch_runs_no_kernel(monkeypatch, cfg):
+    call, ran = library.call, dict(auto=set(), torch=set())
     for backend, names in ran.items():
 
         def record(name: str, *args, names=names) -> None:
             names.add(name)
             call(name, *args)
 
-        monkeypatch.setattr(cpu_kernels, '_call', record)
-        network = MODELS.build(dict(cfg, conv_backend=backend))
+        monkeypatch.setattr(library, 'call', record)
+        network = MODELS.build(dict(cfg, backend=backend))
         network(torch.randn(1, 3, 64, 64), random_mask(1, (2, 2), 1))[0].sum().backward()
 
     assert ran['torch'] == set()
     assert len(ran['auto']) > 2
 
 
-def test_conv_backend__of_another_name_is_refused():
-    with pytest.raises(ValueError, match="conv_backend must be one of .*, got 'minkowski'"):
-        MODELS.build(dict(type='SparseResNet', depth=18, conv_backend='minkowski'))
+def test_backend__of_another_name_is_refused():
+    with pytest.raises(ValueError, match="backend must be one of .*, got 'minkowski'"):
+        MODELS.build(dict(type='SparseResNet', depth=18, backend='minkowski'))
+
+
+@pytest.mark.parametrize(
+    'cfg', [dict(type='SparseResNet', depth=18), dict(type='SparseConvNeXt', arch=EIGHTS)]
+)
+def test_backend__is_also_known_by_its_earlier_name(cfg):
+    with pytest.warns(DeprecationWarning, match='conv_backend'):
+        network = MODELS.build(dict(cfg, conv_backend='torch'))
+    convs = [layer for layer in network.modules() if isinstance(layer, PatchConv2d)]
+    assert convs and all(conv.backend == 'torch' for conv in convs)

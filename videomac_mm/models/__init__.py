@@ -8,6 +8,7 @@ from videomac_mm.models.data_preprocessor import CropPreprocessor
 from videomac_mm.models.gathered_batch_norm import GatheredBatchNorm1d
 from videomac_mm.models.heads.pixel_head import PixelHead
 from videomac_mm.models.heads.video_pixel_head import VideoPixelHead
+from videomac_mm.models.initialization import ByName
 from videomac_mm.models.label_codecs import KeypointCodec, MaskCodec
 from videomac_mm.models.label_propagator import LabelPropagator
 from videomac_mm.models.losses.consistency_loss import ConsistencyLoss
@@ -27,6 +28,7 @@ MODELS.register_module('LN2d', module=LayerNorm2d)
 MODELS.register_module(module=PatchConv2d)
 
 __all__ = [
+    'ByName',
     'CMAEV',
     'ConsistencyLoss',
     'ConvVisionTransformer',

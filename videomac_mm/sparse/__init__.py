@@ -1,28 +1,30 @@
-"""Masked ConvNets on their visible patches alone: no registry, no config."""
+"""Masked ConvNets on their visible patches alone: no registry, no config. See README.md."""
 
-from videomac_mm.sparse.modules import (
+from videomac_mm.sparse.geometry import VisiblePatches
+from videomac_mm.sparse.layers import (
     LayerNorm2d,
     PatchConv2d,
     PatchDropPath,
     PatchGRN,
     PatchMaxPool2d,
-    is_exact_gelu,
-    patchify,
-    set_conv_backend,
+    is_plain,
+    linear_gelu_grn,
+    norm_act,
+    set_backend,
 )
-from videomac_mm.sparse.patches import VisiblePatches
 from videomac_mm.sparse.sparsify import MaskAware, sparsify
 
 __all__ = [
-    'MaskAware',
     'LayerNorm2d',
+    'MaskAware',
     'PatchConv2d',
     'PatchDropPath',
     'PatchGRN',
     'PatchMaxPool2d',
     'VisiblePatches',
-    'is_exact_gelu',
-    'patchify',
-    'set_conv_backend',
+    'is_plain',
+    'linear_gelu_grn',
+    'norm_act',
+    'set_backend',
     'sparsify',
 ]

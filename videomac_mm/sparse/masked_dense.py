@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from videomac_mm.sparse.modules import PatchConv2d, PatchGRN, PatchMaxPool2d
+from videomac_mm.sparse.layers import PatchConv2d, PatchGRN, PatchMaxPool2d
 
 
 @contextmanager
@@ -34,9 +34,7 @@ def masked_dense(network: nn.Module, mask: Tensor) -> Iterator[None]:
         return cells[:, None]  # (B, 1, H, W)
 
     def convolve(layer: PatchConv2d, x: Tensor, _=None) -> Tensor:
-        # A derived conv may pad in its own way.
-        dense = nn.Conv2d.forward if type(layer) is PatchConv2d else type(layer).forward
-        return dense(layer, x.masked_fill(hidden(x.shape[-2:]), 0.0))
+        return type(layer).forward(layer, x.masked_fill(hidden(x.shape[-2:]), 0.0))
 
     def pool(layer: PatchMaxPool2d, x: Tensor, _=None) -> Tensor:
         x = nn.MaxPool2d.forward(layer, x.masked_fill(hidden(x.shape[-2:]), float('-inf')))
@@ -72,7 +70,7 @@ def masked_dense(network: nn.Module, mask: Tensor) -> Iterator[None]:
 
     changed = []
     for layer in network.modules():
-        if isinstance(layer, PatchConv2d) and layer.crosses_tiles:
+        if isinstance(layer, PatchConv2d) and layer.window().crosses_tiles:
             layer.forward = partial(convolve, layer)
         elif isinstance(layer, PatchMaxPool2d):
             layer.forward = partial(pool, layer)

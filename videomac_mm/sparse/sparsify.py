@@ -10,9 +10,9 @@ from mmcv.cnn.bricks import Conv2dAdaptivePadding, DropPath, HSigmoid, Swish, wr
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from videomac_mm.sparse.geometry import VisiblePatches
+from videomac_mm.sparse.layers import PatchConv2d, PatchDropPath, PatchMaxPool2d, Window
 from videomac_mm.sparse.masked_dense import masked_dense
-from videomac_mm.sparse.modules import PatchConv2d, PatchDropPath, PatchMaxPool2d, _Window
-from videomac_mm.sparse.patches import VisiblePatches
 
 # Layers that run on tiles as they are: they work site by site.
 _SITE_BY_SITE = (
@@ -127,15 +127,27 @@ class MaskAware:
 class _PatchAdaptiveConv2d(PatchConv2d):
     """``mmcv.cnn.Conv2dAdaptivePadding``: odd padding is put below and on the right."""
 
-    def _same(self, x: Tensor) -> Tensor:
-        return Conv2dAdaptivePadding.forward(self, x)
+    def window(self) -> Window:
+        missing = max(self.dilation[0] * (self.kernel_size[0] - 1) + 1 - self.stride[0], 0)
+        symmetric = copy.copy(self)
+        symmetric.padding = (-(-missing // 2),) * 2
+        window = Window(symmetric)
+        window.before, window.after = missing // 2, missing - missing // 2
+        return window
+
+    def forward(self, x: Tensor, patches: VisiblePatches | None = None) -> Tensor:
+        if patches is None:
+            return Conv2dAdaptivePadding.forward(self, x)
+        return super().forward(x, patches)
 
 
 class _PatchAvgPool2d(nn.AvgPool2d):
     """`torch.nn.AvgPool2d` whose windows do not overlap, and so stay inside tiles."""
 
     def forward(self, x: Tensor, patches: VisiblePatches | None = None) -> Tensor:
-        return super().forward(x if patches is None else self._window.check(x))
+        if patches is not None:
+            _avg_window(self).check(x)
+        return super().forward(x)
 
 
 class _VisibleAvgPool2d(nn.AdaptiveAvgPool2d):
@@ -170,48 +182,38 @@ def _swap_conv(layer: nn.Conv2d) -> tuple[type, dict]:
         if padding == 'same' and any(sites % 2 for sites in reach):
             raise ValueError("padding 'same' is not the same on both sides")
         padding = tuple(sites // 2 if padding == 'same' else 0 for sites in reach)
-    fresh = PatchConv2d(
-        layer.in_channels,
-        layer.out_channels,
-        layer.kernel_size,
-        layer.stride,
-        padding,
-        layer.dilation,
-        layer.groups,
-        padding_mode=layer.padding_mode,
-        device='meta',
-    )
-    return PatchConv2d, dict(padding=padding, execution=fresh.execution, _window=fresh._window)
+    if layer.padding_mode != 'zeros':
+        raise ValueError(f"padding_mode must be 'zeros', got {layer.padding_mode!r}")
+    shape = copy.copy(layer)
+    shape.padding = padding
+    Window(shape)
+    return PatchConv2d, dict(padding=padding)
 
 
 def _swap_adaptive_conv(layer: Conv2dAdaptivePadding) -> tuple[type, dict]:
-    # A conv of the same reach and symmetric padding, whose window is then shifted.
-    shape = copy.copy(layer)
-    kernel = layer.dilation[0] * (layer.kernel_size[0] - 1) + 1
-    missing = max(kernel - layer.stride[0], 0)
-    shape.padding = (-(-missing // 2),) * 2
-    kind, changes = _swap_conv(shape)
-    changes['_window'].before = missing // 2
-    changes['_window'].after = missing - missing // 2
-    return _PatchAdaptiveConv2d, dict(changes, padding=layer.padding)
+    _PatchAdaptiveConv2d.window(layer)
+    return _PatchAdaptiveConv2d, {}
 
 
 def _swap_max_pool(layer: nn.MaxPool2d) -> tuple[type, dict]:
-    window = _Window(layer)
+    Window(layer)
     if layer.return_indices:
         raise ValueError('return_indices counts sites of dense maps')
     if layer.ceil_mode and layer.kernel_size != layer.stride:
         raise ValueError('with ceil_mode it does not map n*stride sites to n')
-    return PatchMaxPool2d, dict(_window=window)
+    return PatchMaxPool2d, {}
+
+
+def _avg_window(layer: nn.AvgPool2d) -> Window:
+    shape = copy.copy(layer)
+    shape.dilation = 1
+    return Window(shape)
 
 
 def _swap_avg_pool(layer: nn.AvgPool2d) -> tuple[type, dict]:
-    shape = copy.copy(layer)
-    shape.dilation = 1
-    window = _Window(shape)
-    if window.before or window.after:
+    if _avg_window(layer).crosses_tiles:
         raise ValueError('average pooling with overlapping windows has no sparse form')
-    return _PatchAvgPool2d, dict(_window=window)
+    return _PatchAvgPool2d, {}
 
 
 def _swap_global_pool(layer: nn.AdaptiveAvgPool2d) -> tuple[type, dict]:

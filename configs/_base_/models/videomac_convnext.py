@@ -11,10 +11,14 @@ model = dict(
         layer_scale_init_value=0.0,
         stage_norm='inline',
         # As the official code: std 1 (cut at 2) for the stem, depth-wise and linear layers, 0.02
-        # for the down-sampling convs, the only ones that are a plain Conv2d.
+        # for the down-sampling convs.
         init_cfg=[
-            dict(type='TruncNormal', layer='Conv2d', std=0.02),
-            dict(type='TruncNormal', layer=['PatchConv2d', 'Linear'], std=1.0),
+            dict(type='TruncNormal', layer=['Conv2d', 'Linear'], std=1.0),
+            dict(
+                type='videomac_mm.ByName',
+                names='downsample_layers.[1-9].1',
+                init=dict(type='TruncNormal', layer='Conv2d', std=0.02),
+            ),
         ],
     ),
     neck=dict(

@@ -5,11 +5,14 @@ model = dict(
         type='videomac_mm.SparseResNet',
         depth=50,
         variant='videomac',
-        # As the official code: std 1 (cut at 2) for the stem, the only plain Conv2d, 0.02 for the
-        # convs of the blocks.
+        # As the official code: std 1 (cut at 2) for the stem, 0.02 for the convs of the blocks.
         init_cfg=[
-            dict(type='TruncNormal', layer='Conv2d', std=1.0),
-            dict(type='TruncNormal', layer='PatchConv2d', std=0.02),
+            dict(type='TruncNormal', layer='Conv2d', std=0.02),
+            dict(
+                type='videomac_mm.ByName',
+                names='conv1',
+                init=dict(type='TruncNormal', layer='Conv2d', std=1.0),
+            ),
         ],
     ),
     neck=dict(

@@ -15,7 +15,7 @@ model = dict(
         arch='atto',
         drop_path_rate=0.0,
         # Not truncated normal of std 0.02, from which a short run learns next to nothing.
-        init_cfg=dict(type='Kaiming', layer=['Conv2d', 'PatchConv2d', 'Linear']),
+        init_cfg=dict(type='Kaiming', layer=['Conv2d', 'Linear']),
     ),
     cls_head=dict(num_classes=num_classes, in_channels=320, dropout_ratio=0.0, topk=1),
 )

@@ -19,7 +19,7 @@ model = dict(
         layer_scale_init_value=0.0,
         stage_norm='inline',
         # Not truncated normal of std 0.02, from which a short run learns next to nothing.
-        init_cfg=dict(type='Kaiming', layer=['Conv2d', 'PatchConv2d', 'Linear']),
+        init_cfg=dict(type='Kaiming', layer=['Conv2d', 'Linear']),
     ),
     neck=dict(type='GlobalAveragePooling'),
     head=dict(

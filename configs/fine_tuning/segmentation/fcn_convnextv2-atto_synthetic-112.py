@@ -28,7 +28,7 @@ model = dict(
         stage_norm='inline',
         out_indices=(0, 1, 2, 3),
         # Not truncated normal of std 0.02, from which a short run learns next to nothing.
-        init_cfg=dict(type='Kaiming', layer=['Conv2d', 'PatchConv2d', 'Linear']),
+        init_cfg=dict(type='Kaiming', layer=['Conv2d', 'Linear']),
     ),
     decode_head=dict(
         type='FCNHead',

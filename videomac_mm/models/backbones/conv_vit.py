@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from videomac_mm.models.backbones.video_vit import VideoVisionTransformer, run_blocks
 from videomac_mm.models.pixels import to_cubes
 from videomac_mm.registry import MODELS
-from videomac_mm.sparse import LayerNorm2d, PatchConv2d, VisiblePatches, patchify
+from videomac_mm.sparse import LayerNorm2d, PatchConv2d, VisiblePatches
 
 _PATCH_SIZE = 16  # of a token, in pixels: the stages have strides of 4, 2 and 2
 
@@ -41,7 +41,7 @@ class ConvBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.norm1 = LayerNorm2d(channels)
-        self.conv1 = nn.Conv2d(channels, channels, 1)
+        self.conv1 = PatchConv2d(channels, channels, 1)
         padding = [side // 2 for side in kernel]
         if kernel[0] == 1:
             self.depthwise_conv = PatchConv2d(
@@ -51,10 +51,10 @@ class ConvBlock(nn.Module):
             self.depthwise_conv = nn.Conv3d(
                 channels, channels, kernel, padding=padding, groups=channels
             )
-        self.conv2 = nn.Conv2d(channels, channels, 1)
+        self.conv2 = PatchConv2d(channels, channels, 1)
         self.norm2 = LayerNorm2d(channels)
-        self.fc1 = nn.Conv2d(channels, int(channels * mlp_ratio), 1)
-        self.fc2 = nn.Conv2d(int(channels * mlp_ratio), channels, 1)
+        self.fc1 = PatchConv2d(channels, int(channels * mlp_ratio), 1)
+        self.fc2 = PatchConv2d(int(channels * mlp_ratio), channels, 1)
         self.drop_path = DropPath(drop_path_rate)
 
     def forward(self, x: Tensor, num_clips: int, patches: VisiblePatches | None = None) -> Tensor:
@@ -68,10 +68,10 @@ class ConvBlock(nn.Module):
         Returns:
             As ``x``.
         """
-        mixed = self._mix(patchify(self.conv1, self.norm1(x)), num_clips, patches)
-        x = x + self._drop(patchify(self.conv2, mixed), num_clips)
-        wide = F.gelu(patchify(self.fc1, self.norm2(x)))
-        return x + self._drop(patchify(self.fc2, wide), num_clips)
+        mixed = self._mix(self.conv1(self.norm1(x), patches), num_clips, patches)
+        x = x + self._drop(self.conv2(mixed, patches), num_clips)
+        wide = F.gelu(self.fc1(self.norm2(x), patches))
+        return x + self._drop(self.fc2(wide, patches), num_clips)
 
     def _mix(self, x: Tensor, num_clips: int, patches: VisiblePatches | None) -> Tensor:
         if isinstance(self.depthwise_conv, PatchConv2d):
@@ -114,7 +114,7 @@ class ConvPatchEmbed(BaseModule):
         size = tubelet_size, 4, 4
         self.projections = ModuleList([nn.Conv3d(in_channels, embed_dims[0], size, size)])
         for channels, out_channels in zip(embed_dims, embed_dims[1:]):
-            self.projections.append(nn.Conv2d(channels, out_channels, 2, 2))
+            self.projections.append(PatchConv2d(channels, out_channels, 2, 2))
         self.norms = ModuleList(LayerNorm2d(channels) for channels in embed_dims)
         self.stages = ModuleList(
             ModuleList(ConvBlock(channels, kernel, mlp_ratio, rate) for rate in rates)
@@ -123,7 +123,7 @@ class ConvPatchEmbed(BaseModule):
         self.linear = nn.Linear(embed_dims[2], embed_dims[2])
         # A token is 4 sites wide in the first stage, 2 in the second.
         self.fusion = ModuleList(
-            nn.Conv2d(channels, embed_dims[2], side, side)
+            PatchConv2d(channels, embed_dims[2], side, side)
             for channels, side in zip(embed_dims, (4, 2))
             if fuse
         )
@@ -153,9 +153,9 @@ class ConvPatchEmbed(BaseModule):
         for stage, blocks in enumerate(self.stages):
             x = run_blocks(blocks, x, self.with_cp, num_clips, patches)
             if self.fusion:
-                tokens = self._tokens(patchify(self.fusion[stage], x), num_clips)
+                tokens = self._tokens(self.fusion[stage](x, patches), num_clips)
                 fused = tokens if fused is None else fused + tokens
-            x = F.gelu(self.norms[stage + 1](patchify(self.projections[stage + 1], x)))
+            x = F.gelu(self.norms[stage + 1](self.projections[stage + 1](x, patches)))
         return self.linear(self._tokens(x, num_clips)), fused
 
     @staticmethod

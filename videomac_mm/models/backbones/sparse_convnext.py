@@ -5,9 +5,10 @@ from collections.abc import Sequence
 
 import torch
 import torch.utils.checkpoint as cp
-from mmengine.model import ModuleList
+from mmengine.model import BaseModule, ModuleList
+from mmengine.utils import deprecated_api_warning
 from mmpretrain.models.backbones.base_backbone import BaseBackbone
-from mmpretrain.models.backbones.convnext import ConvNeXt, ConvNeXtBlock
+from mmpretrain.models.backbones.convnext import ConvNeXt
 from mmpretrain.models.utils import build_norm_layer
 from torch import Tensor, nn
 
@@ -17,39 +18,58 @@ from videomac_mm.sparse import (
     PatchDropPath,
     PatchGRN,
     VisiblePatches,
-    is_exact_gelu,
-    patchify,
-    set_conv_backend,
+    linear_gelu_grn,
+    set_backend,
 )
 
 
-class SparseConvNeXtBlock(ConvNeXtBlock):
-    """mmpretrain's ConvNeXt block, whose depth-wise conv, GRN and drop path know the mask.
+class SparseConvNeXtBlock(BaseModule):
+    """ConvNeXt's block, whose depth-wise conv, GRN and drop path know the mask.
+
+    Its keys and its dense results are those of mmpretrain's ``ConvNeXtBlock``.
 
     Args:
         in_channels: C.
-        drop_path_rate: share of images that skip the block in training, in [0, 1).
-        grn_scope: 'sample' or 'batch', see `PatchGRN`.
-        **kwargs: as ``mmpretrain``'s ``ConvNeXtBlock``.
+        drop_path_rate: share of images that skip the block in training, in [0, 1). Defaults to 0.
+        norm_cfg, act_cfg: of norm and activation. Default to LN2d and GELU.
+        linear_pw_conv: point-wise convs as `torch.nn.Linear`. Defaults to True.
+        layer_scale_init_value: 0 leaves layer scale out. Defaults to 1e-6.
+        use_grn: GRN after the activation. Defaults to False.
+        grn_scope: 'sample' or 'batch', see `PatchGRN`. Defaults to 'sample'.
+        with_cp: activation checkpointing. Defaults to False.
     """
 
     def __init__(
         self,
         in_channels: int,
         drop_path_rate: float = 0.0,
-        grn_scope: str = 'sample',
-        dw_conv_cfg: dict = dict(kernel_size=7, padding=3),
         norm_cfg: dict = dict(type='videomac_mm.LN2d', eps=1e-6),
-        **kwargs,
+        act_cfg: dict = dict(type='GELU'),
+        linear_pw_conv: bool = True,
+        layer_scale_init_value: float = 1e-6,
+        use_grn: bool = False,
+        grn_scope: str = 'sample',
+        with_cp: bool = False,
     ) -> None:
-        super().__init__(in_channels, dw_conv_cfg=dw_conv_cfg, norm_cfg=norm_cfg, **kwargs)
+        super().__init__()
+        wide = 4 * in_channels
+        self.linear_pw_conv = linear_pw_conv
+        self.with_cp = with_cp
         self.depthwise_conv = PatchConv2d(
-            in_channels, in_channels, groups=in_channels, **dw_conv_cfg
+            in_channels, in_channels, 7, padding=3, groups=in_channels
         )
+        self.norm = build_norm_layer(norm_cfg, in_channels)
+        if linear_pw_conv:
+            self.pointwise_conv1 = nn.Linear(in_channels, wide)
+            self.pointwise_conv2 = nn.Linear(wide, in_channels)
+        else:
+            self.pointwise_conv1 = PatchConv2d(in_channels, wide, 1)
+            self.pointwise_conv2 = PatchConv2d(wide, in_channels, 1)
+        self.act = MODELS.build(act_cfg)
+        self.grn = PatchGRN(wide, scope=grn_scope) if use_grn else None
+        scale = torch.full((in_channels,), float(layer_scale_init_value))
+        self.gamma = nn.Parameter(scale) if layer_scale_init_value > 0 else None
         self.drop_path = PatchDropPath(drop_path_rate)
-        if self.grn is not None:
-            self.grn = PatchGRN(self.grn.in_channels, scope=grn_scope)
-        self.fuses = is_exact_gelu(self.act) and self.grn is not None and self.linear_pw_conv
 
     def forward(self, x: Tensor, patches: VisiblePatches | None = None) -> Tensor:
         """Dense maps (B, C, H, W), or with ``patches`` tiles (B*K, C, p, p)."""
@@ -60,26 +80,28 @@ class SparseConvNeXtBlock(ConvNeXtBlock):
     def _forward(self, x: Tensor, patches: VisiblePatches | None) -> Tensor:
         shortcut = x
         x = self.norm(self.depthwise_conv(x, patches))
-        if self.linear_pw_conv:
-            x = x.permute(0, 2, 3, 1)  # (N, C, H, W) -> (N, H, W, C)
-        if patches is not None and self.fuses:
-            x = self.grn.mlp(x, self.pointwise_conv1, self.pointwise_conv2, patches)
-        else:
-            x = self.act(self.pointwise_conv1(x))
-            if self.grn is not None and self.linear_pw_conv:
-                x = self.grn(x, patches)
-            elif self.grn is not None:
-                x = self.grn(x.permute(0, 2, 3, 1), patches).permute(0, 3, 1, 2)
-            x = self.pointwise_conv2(x)
-        if self.linear_pw_conv:
-            x = x.permute(0, 3, 1, 2)  # (N, H, W, C) -> (N, C, H, W)
+        x = self._mlp(x.permute(0, 2, 3, 1), patches).permute(0, 3, 1, 2)
         if self.gamma is not None:
             x = x * self.gamma[:, None, None]
         return shortcut + self.drop_path(x, patches)
 
+    def _mlp(self, x: Tensor, patches: VisiblePatches | None) -> Tensor:
+        """(N, H, W, C) -> (N, H, W, C)."""
+        if patches is not None and self.grn is not None and self.linear_pw_conv:
+            x = linear_gelu_grn(self.pointwise_conv1, self.act, self.grn, x, patches)
+        else:
+            x = self.act(self._pointwise(self.pointwise_conv1, x, patches))
+            x = x if self.grn is None else self.grn(x, patches)
+        return self._pointwise(self.pointwise_conv2, x, patches)
+
+    def _pointwise(self, layer: nn.Module, x: Tensor, patches: VisiblePatches | None) -> Tensor:
+        if self.linear_pw_conv:
+            return layer(x)
+        return layer(x.permute(0, 3, 1, 2), patches).permute(0, 2, 3, 1)
+
 
 @MODELS.register_module()
-class SparseConvNeXt(ConvNeXt):
+class SparseConvNeXt(BaseBackbone):
     """`ConvNeXt <https://arxiv.org/abs/2201.03545>`_ and `V2
     <https://arxiv.org/abs/2301.00808>`_ that compute what a mask leaves visible.
 
@@ -113,15 +135,15 @@ class SparseConvNeXt(ConvNeXt):
             sites under a mask) before the norm. Defaults to None: True for 'side' norms,
             as in mmpretrain, False for 'inline' ones.
         with_cp: activation checkpointing of the blocks. Defaults to False.
-        conv_backend: what computes layers on visible patches, 'auto', 'torch' or 'spconv'; see
-            `set_conv_backend`. Defaults to 'auto'.
+        backend: what computes layers on visible patches, 'auto', 'torch' or 'spconv'; see
+            `set_backend`. ``conv_backend`` is its earlier name. Defaults to 'auto'.
         init_cfg: initialisation. Defaults to truncated normal, std 0.02.
 
     Raises:
         ValueError: for an unknown ``arch`` (names those known), ``stage_norm``,
-            ``grn_scope``, ``conv_backend`` or stage index, too many ``frozen_stages``, or gap
+            ``grn_scope``, ``backend`` or stage index, too many ``frozen_stages``, or gap
             before an inline norm.
-        ImportError: for ``conv_backend='spconv'`` without spconv.
+        ImportError: for ``backend='spconv'`` without spconv.
     """
 
     arch_settings = {
@@ -130,6 +152,7 @@ class SparseConvNeXt(ConvNeXt):
         'isotropic-base': dict(depths=[18], channels=[768], stem_patch_size=16),
     }
 
+    @deprecated_api_warning(dict(conv_backend='backend'), cls_name='SparseConvNeXt')
     def __init__(
         self,
         arch: str | dict = 'tiny',
@@ -147,13 +170,13 @@ class SparseConvNeXt(ConvNeXt):
         frozen_stages: int = 0,
         gap_before_final_norm: bool | None = None,
         with_cp: bool = False,
-        conv_backend: str = 'auto',
+        backend: str = 'auto',
         init_cfg: dict | list[dict] | None = [
             dict(type='TruncNormal', layer=['Conv2d', 'Linear'], std=0.02, bias=0.0),
             dict(type='Constant', layer=['LayerNorm'], val=1.0, bias=0.0),
         ],
     ) -> None:
-        BaseBackbone.__init__(self, init_cfg=init_cfg)
+        super().__init__(init_cfg=init_cfg)
         arch = self._resolve(arch)
         self.depths, self.channels = arch['depths'], arch['channels']
         self.num_stages = len(self.depths)
@@ -181,16 +204,13 @@ class SparseConvNeXt(ConvNeXt):
         self.downsample_layers = ModuleList()
         self.stages = ModuleList()
         for stage, (depth, channels) in enumerate(zip(self.depths, self.channels)):
+            norm = build_norm_layer(norm_cfg, self.channels[max(stage - 1, 0)])
             if stage == 0:
-                # A PatchConv2d only to tell the stem from the later down-sampling convs,
-                # which VideoMAC initialises differently.
                 stem = PatchConv2d(in_channels, channels, stem_patch_size, stem_patch_size)
-                layer = nn.Sequential(stem, build_norm_layer(norm_cfg, channels))
+                layer = nn.Sequential(stem, norm)
             else:
                 last = self.channels[stage - 1]
-                layer = nn.Sequential(
-                    build_norm_layer(norm_cfg, last), nn.Conv2d(last, channels, 2, 2)
-                )
+                layer = nn.Sequential(norm, PatchConv2d(last, channels, 2, 2))
             self.downsample_layers.append(layer)
             first = sum(self.depths[:stage])
             blocks = [
@@ -211,7 +231,7 @@ class SparseConvNeXt(ConvNeXt):
             if stage_norm == 'inline' or stage in self.out_indices:
                 self.add_module(f'norm{stage}', build_norm_layer(norm_cfg, channels))
         self.to(memory_format=torch.channels_last)
-        set_conv_backend(self, conv_backend)
+        set_backend(self, backend)
         self._freeze_stages()
 
     def forward(self, x: Tensor, mask: Tensor | VisiblePatches | None = None) -> tuple[Tensor, ...]:
@@ -237,11 +257,8 @@ class SparseConvNeXt(ConvNeXt):
             x = patches.pack(x, self.stride)
         outs = []
         for stage, blocks in zip(range(max(self.out_indices) + 1), self.stages):
-            if stage == 0 or patches is None:
-                x = self.downsample_layers[stage](x)
-            else:
-                norm, conv = self.downsample_layers[stage]
-                x = patchify(conv, norm(x))
+            for layer in self.downsample_layers[stage]:
+                x = layer(x, patches) if isinstance(layer, PatchConv2d) else layer(x)
             for block in blocks:
                 x = block(x, patches)
             norm = getattr(self, f'norm{stage}', None)
@@ -252,8 +269,9 @@ class SparseConvNeXt(ConvNeXt):
         return tuple(outs)
 
     def train(self, mode: bool = True) -> 'SparseConvNeXt':
-        """Set the mode, and return the network, which mmpretrain's method forgets."""
+        """Set the mode; frozen stages stay in eval mode."""
         super().train(mode)
+        self._freeze_stages()
         return self
 
     def get_layer_depth(
@@ -285,11 +303,17 @@ class SparseConvNeXt(ConvNeXt):
         norm = re.match(r'norm(\d+)\.', name)
         if norm and self.stage_norm == 'inline' and int(norm[1]) < self.num_stages - 1:
             name = f'stages.{norm[1]}.{self.depths[int(norm[1])] - 1}.norm'
-        if layer_decay_type == 'group' and self.num_stages > 1:
-            return super().get_layer_depth(prefix + name if is_own else param_name, prefix)
-        num_layers = sum(self.depths) + 2
         part = re.match(r'(stages|downsample_layers)\.(\d+)\.(\d+)', name)
-        if part is None:  # the last norm, and what follows the backbone
+        if layer_decay_type == 'group' and self.num_stages > 1:
+            last = 12 if self.depths[-2] > 9 else 6
+            if part is None:  # the last norm, and what follows the backbone
+                return last + 1, last + 2
+            kind, stage, block = part[1], int(part[2]), int(part[3])
+            if kind == 'downsample_layers':
+                return (0, 2, 3, last)[stage], last + 2
+            return (1, 2, 3 + block // 3, last)[stage], last + 2
+        num_layers = sum(self.depths) + 2
+        if part is None:
             return num_layers - 1, num_layers
         first = 1 + sum(self.depths[: int(part[2])])
         if part[1] == 'stages':
@@ -298,12 +322,14 @@ class SparseConvNeXt(ConvNeXt):
         return (first if layer_decay_type == 'single' else 0), num_layers
 
     def _freeze_stages(self) -> None:
-        super()._freeze_stages()
-        if self.stage_norm == 'inline' or self.frozen_stages == self.num_stages:
-            for stage in range(self.frozen_stages):
-                norm = getattr(self, f'norm{stage}', None)
-                if norm is not None:
-                    norm.eval().requires_grad_(False)
+        freezes_norms = self.stage_norm == 'inline' or self.frozen_stages == self.num_stages
+        for stage in range(self.frozen_stages):
+            frozen = [self.downsample_layers[stage], self.stages[stage]]
+            norm = getattr(self, f'norm{stage}', None)
+            if norm is not None and freezes_norms:
+                frozen.append(norm)
+            for module in frozen:
+                module.eval().requires_grad_(False)
 
     def _output(self, x: Tensor, norm: nn.Module, patches: VisiblePatches | None) -> Tensor:
         if self.gap_before_final_norm:

@@ -6,17 +6,19 @@ import re
 import torch
 import torch.utils.checkpoint as cp
 from mmcv.cnn import build_activation_layer, build_norm_layer
+from mmengine.utils import deprecated_api_warning
 from mmpretrain.models.backbones.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
 from videomac_mm.registry import MODELS
 from videomac_mm.sparse import (
-    LayerNorm2d,
+    PatchConv2d,
     PatchDropPath,
     PatchMaxPool2d,
     VisiblePatches,
-    is_exact_gelu,
-    set_conv_backend,
+    is_plain,
+    norm_act,
+    set_backend,
 )
 
 
@@ -38,43 +40,29 @@ class _SparseBlock:
         if self.downsample is not None:
             conv, norm = self.downsample
             identity = norm(conv(x, patches))
-        x, norm = self._residual(x, patches), self._last_norm
-        if patches is None or self.drop_path.drop_prob or not self._fuses(norm):
-            return self.relu(self.drop_path(norm(x), patches) + identity)
-        return norm.then_gelu(x, identity)
-
-    def _activate(self, norm: nn.Module, x: Tensor, patches: VisiblePatches | None) -> Tensor:
-        if patches is None or not self._fuses(norm):
-            return self.relu(norm(x))
-        return norm.then_gelu(x)
-
-    def _fuses(self, norm: nn.Module) -> bool:
-        return type(norm) is LayerNorm2d and is_exact_gelu(self.relu)
+        *earlier, (last_conv, last_norm) = self._convs()
+        for conv, norm in earlier:
+            x = norm_act(norm, self.relu, conv(x, patches), patches)
+        x = last_conv(x, patches)
+        if is_plain(self.drop_path, PatchDropPath) and self.drop_path.drop_prob == 0.0:
+            return norm_act(last_norm, self.relu, x, patches, identity)
+        return self.relu(self.drop_path(last_norm(x), patches) + identity)
 
 
 class SparseBasicBlock(_SparseBlock, BasicBlock):
     """mmpretrain's ``BasicBlock`` on maps or tiles."""
 
-    @property
-    def _last_norm(self) -> nn.Module:
-        return self.norm2
-
-    def _residual(self, x: Tensor, patches: VisiblePatches | None) -> Tensor:
-        x = self._activate(self.norm1, self.conv1(x, patches), patches)
-        return self.conv2(x, patches)
+    def _convs(self) -> list[tuple[nn.Module, nn.Module]]:
+        """Convs and their norms."""
+        return [(self.conv1, self.norm1), (self.conv2, self.norm2)]
 
 
 class SparseBottleneck(_SparseBlock, Bottleneck):
     """mmpretrain's ``Bottleneck`` on maps or tiles."""
 
-    @property
-    def _last_norm(self) -> nn.Module:
-        return self.norm3
-
-    def _residual(self, x: Tensor, patches: VisiblePatches | None) -> Tensor:
-        x = self._activate(self.norm1, self.conv1(x, patches), patches)
-        x = self._activate(self.norm2, self.conv2(x, patches), patches)
-        return self.conv3(x, patches)
+    def _convs(self) -> list[tuple[nn.Module, nn.Module]]:
+        """Convs and their norms."""
+        return [(self.conv1, self.norm1), (self.conv2, self.norm2), (self.conv3, self.norm3)]
 
 
 @MODELS.register_module()
@@ -95,15 +83,15 @@ class SparseResNet(ResNet):
         act_cfg: activation. Defaults to None, the ``variant``'s own.
         zero_init_residual: start residual branches at zero. Defaults to None: True for
             'standard', as in mmpretrain, False for 'videomac'.
-        conv_backend: what computes layers on visible patches, 'auto', 'torch' or 'spconv'; see
-            `set_conv_backend`. Defaults to 'auto'.
+        backend: what computes layers on visible patches, 'auto', 'torch' or 'spconv'; see
+            `set_backend`. ``conv_backend`` is its earlier name. Defaults to 'auto'.
         conv_cfg: must be left at None: the convs are `PatchConv2d`.
         **kwargs: as ``mmpretrain.ResNet``; without ``deep_stem`` and ``avg_down``.
 
     Raises:
-        ValueError: for an unknown ``depth``, ``variant`` or ``conv_backend``, or an option that
+        ValueError: for an unknown ``depth``, ``variant`` or ``backend``, or an option that
             has no sparse form.
-        ImportError: for ``conv_backend='spconv'`` without spconv.
+        ImportError: for ``backend='spconv'`` without spconv.
     """
 
     arch_settings = {
@@ -111,6 +99,7 @@ class SparseResNet(ResNet):
         for depth, (block, blocks) in ResNet.arch_settings.items()
     }
 
+    @deprecated_api_warning(dict(conv_backend='backend'), cls_name='SparseResNet')
     def __init__(
         self,
         depth: int,
@@ -119,7 +108,7 @@ class SparseResNet(ResNet):
         norm_cfg: dict | None = None,
         act_cfg: dict | None = None,
         zero_init_residual: bool | None = None,
-        conv_backend: str = 'auto',
+        backend: str = 'auto',
         conv_cfg: dict | None = None,
         init_cfg: dict | list[dict] | None = [
             dict(type='Kaiming', layer=['Conv2d']),
@@ -150,7 +139,7 @@ class SparseResNet(ResNet):
             init_cfg=init_cfg,
             **kwargs,
         )
-        set_conv_backend(self, conv_backend)
+        set_backend(self, backend)
 
     def make_res_layer(self, **kwargs) -> nn.Module:
         """Build one stage; called by ``mmpretrain.ResNet``."""
@@ -180,7 +169,7 @@ class SparseResNet(ResNet):
             x = self.relu(self.norm1(self.conv1(x, patches)))
             x = self.maxpool(x, patches)
         else:
-            x = self.norm1(self.conv1(x))
+            x = self.norm1(self.conv1(x, patches))
         outs = []
         for stage, name in zip(range(max(self.out_indices) + 1), self.res_layers):
             for block in getattr(self, name):
@@ -235,6 +224,6 @@ class SparseResNet(ResNet):
             self.relu = build_activation_layer(self.act_cfg)
             self.maxpool = PatchMaxPool2d(kernel_size=3, stride=2, padding=1)
             return
-        self.conv1 = nn.Conv2d(in_channels, stem_channels, kernel_size=4, stride=4)
+        self.conv1 = PatchConv2d(in_channels, stem_channels, kernel_size=4, stride=4)
         self.norm1_name, norm1 = build_norm_layer(self.norm_cfg, stem_channels, postfix=1)
         self.add_module(self.norm1_name, norm1)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from videomac_mm.models.backbones.sparse_convnext import SparseConvNeXtBlock
 from videomac_mm.registry import MODELS
-from videomac_mm.sparse import VisiblePatches, patchify
+from videomac_mm.sparse import PatchConv2d, VisiblePatches
 
 
 @MODELS.register_module()
@@ -35,7 +35,7 @@ class MaskTokenDecoder(BaseModule):
         ),
     ) -> None:
         super().__init__(init_cfg=init_cfg)
-        self.proj = nn.Conv2d(in_channels, embed_dims, 1)
+        self.proj = PatchConv2d(in_channels, embed_dims, 1)
         self.mask_token = nn.Parameter(torch.zeros(1, embed_dims, 1, 1))
         self.decoder = Sequential(
             *(
@@ -43,19 +43,19 @@ class MaskTokenDecoder(BaseModule):
                 for _ in range(depth)
             )
         )
-        self.pred = nn.Conv2d(embed_dims, patch_size**2 * out_channels, 1)
+        self.pred = PatchConv2d(embed_dims, patch_size**2 * out_channels, 1)
 
     def init_weights(self) -> None:
         """Initialise the layers by ``init_cfg``, and the mask token."""
         super().init_weights()
         nn.init.normal_(self.mask_token, std=0.02)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | VisiblePatches) -> Tensor:
         """Predict every patch.
 
         Args:
             x (B, C, h, w): features of the encoder.
-            mask (B, h, w): bool, True = hidden.
+            mask (B, h, w): bool, True = hidden; or its `VisiblePatches`.
 
         Returns:
             (B, L, P): L = h*w patches, row by row; P = patch_size² * out_channels values in
@@ -64,16 +64,17 @@ class MaskTokenDecoder(BaseModule):
         Raises:
             ValueError: if features and mask are on different grids.
         """
-        if x.shape[-2:] != mask.shape[-2:]:
+        patches = VisiblePatches.of(mask)
+        if tuple(x.shape[-2:]) != patches.grid:
             raise ValueError(
                 f'features on a grid of {tuple(x.shape[-2:])} do not fit a mask of '
-                f'{tuple(mask.shape[-2:])}: the mask patch must equal the stride of the encoder'
+                f'{patches.grid}: the mask patch must equal the stride of the encoder'
             )
         # Site by site, as tiles of one: every layer is a matrix product or a kernel for tiles.
-        patches = VisiblePatches.everything(len(x), tuple(mask.shape[1:]), x.device)
-        tiles = patchify(self.proj, patches.pack(x))  # (B*L, C, 1, 1)
-        hidden = mask.flatten()[:, None, None, None]
+        sites = patches.everything()
+        tiles = self.proj(sites.pack(x), sites)  # (B*L, C, 1, 1)
+        hidden = patches.mask.flatten()[:, None, None, None]
         tiles = torch.where(hidden, self.mask_token.to(tiles.dtype), tiles)
         for block in self.decoder:
-            tiles = block(tiles, patches)
-        return patchify(self.pred, tiles).view(len(x), mask[0].numel(), -1)
+            tiles = block(tiles, sites)
+        return self.pred(tiles, sites).view(len(x), patches.num_patches, -1)

@@ -1,4 +1,4 @@
-"""Triton's kernels of `depthwise`, for GPUs."""
+"""Triton's kernels for depth-wise convs on packed tiles, for GPUs."""
 
 import os
 from collections.abc import Callable
@@ -25,28 +25,37 @@ _SUPPORTED = tl is not None and TorchVersion(triton.__version__) >= (3, 3)
 _PROGRAMS = 2048
 
 
-def is_available(tiles: Tensor) -> bool:
-    """Whether the kernels can run on ``tiles``.
+def fits(
+    tiles: Tensor, weight: Tensor, stride: int, before: int, dilation: int, groups: int
+) -> bool:
+    """Whether the kernels take a conv: depth-wise, k×k with k odd, of stride 1, padded by k // 2.
 
     That takes Triton 3.3 and a GPU, or Triton's interpreter (``TRITON_INTERPRET=1``), which is
     for tests only.
     """
-    return _SUPPORTED and (tiles.is_cuda or _interpreted())
+    channels, depth, kernel, _ = weight.shape
+    return (
+        (_SUPPORTED and tiles.numel() > 0 and (tiles.is_cuda or _interpreted()))
+        and (depth, channels, stride, before, dilation) == (1, groups, 1, kernel // 2, 1)
+        and kernel % 2 == 1
+        and kernel > 1
+    )
 
 
-def convolve(rows: Tensor, taps: Tensor, neighbours: Tensor) -> Tensor:
+def convolve(tiles: Tensor, taps: Tensor, neighbours: Tensor) -> Tensor:
     """The depth-wise conv on packed tiles.
 
     Args:
-        rows (N, p, p, C): tiles.
+        tiles (N, C, p, p)
         taps (k*k + 1, C): the kernel, row by row, and the bias; float32, or float64 for float64
             tiles.
-        neighbours (N, (2*reach + 1)**2): int32, as `VisiblePatches.neighbours` gives them, with
-            ``reach = ceil((k // 2) / p)``.
+        neighbours (N, (2*reach + 1)**2): int32, of `VisiblePatches.neighbours`, with
+            ``reach * p >= k // 2``.
 
     Returns:
-        (N, p, p, C)
+        (N, C, p, p) in channels-last memory.
     """
+    rows = tiles.permute(0, 2, 3, 1).contiguous()
     num, side, _, channels = rows.shape
     block = _block(side)
     # As many channels per thread as it has registers for sums; 16 bytes of bfloat16 at most.
@@ -54,23 +63,24 @@ def convolve(rows: Tensor, taps: Tensor, neighbours: Tensor) -> Tensor:
     out = torch.empty_like(rows)
     programs = num * (side // block) ** 2 * triton.cdiv(channels, lanes)
     _run(
-        _convolve_kernel, programs, rows, taps, neighbours, out,
+        _convolve_kernel, programs, rows, taps, neighbours.contiguous(), out,
         C=channels, P=side, S=block, K=isqrt(len(taps) - 1), REACH=_reach(neighbours), LANES=lanes,
     )  # fmt: skip
-    return out
+    return out.permute(0, 3, 1, 2)
 
 
-def correlate(rows: Tensor, grads: Tensor, neighbours: Tensor, kernel: int) -> Tensor:
+def correlate(tiles: Tensor, grads: Tensor, neighbours: Tensor, kernel: int) -> Tensor:
     """The gradient of `convolve` with respect to its taps.
 
     Args:
-        rows, grads (N, p, p, C): input, and gradient of the output.
+        tiles, grads (N, C, p, p): input, and gradient of the output.
         neighbours: as `convolve`.
         kernel: k.
 
     Returns:
         (k*k + 1, C)
     """
+    rows, grads = (x.permute(0, 2, 3, 1).contiguous() for x in (tiles, grads))
     num, side, _, channels = rows.shape
     block = _block(side)
     lanes = _lanes(channels, 64 if block <= 2 else 32)
@@ -81,7 +91,7 @@ def correlate(rows: Tensor, grads: Tensor, neighbours: Tensor, kernel: int) -> T
         (chunks, kernel**2 + 1, channels), dtype=torch.promote_types(rows.dtype, torch.float32)
     )
     _run(
-        _correlate_kernel, chunks * columns, rows, grads, neighbours, sums, num, steps,
+        _correlate_kernel, chunks * columns, rows, grads, neighbours.contiguous(), sums, num, steps,
         C=channels, P=side, S=block, K=kernel, REACH=_reach(neighbours), LANES=lanes,
     )  # fmt: skip
     return sums.sum(0)
