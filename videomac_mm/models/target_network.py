@@ -55,8 +55,8 @@ class TargetNetwork(nn.Module):
         """
         if not 0 <= momentum <= 1:
             raise ValueError(f'momentum must lie in [0, 1], got {momentum}')
-        self.check(algorithm)
         weights, buffers = self._pairs(algorithm)
+        _check_precision(weights)
         torch._foreach_lerp_(*map(list, zip(*weights)), 1 - momentum)
         for target, online in buffers:
             target.copy_(online)
@@ -83,13 +83,7 @@ class TargetNetwork(nn.Module):
             ValueError: if online modules have other names or shapes of weights than their
                 copies here.
         """
-        for target, online in self._pairs(algorithm)[0]:
-            for dtype in (target.dtype, online.dtype):
-                if torch.finfo(dtype).bits < 32:
-                    raise TypeError(
-                        f'a moving average needs weights in float32, got {dtype}: keep the '
-                        'weights in float32 and compute in half precision by autocast (--amp)'
-                    )
+        _check_precision(self._pairs(algorithm)[0])
 
     def _pairs(self, algorithm: nn.Module) -> tuple[list[tuple[Tensor, Tensor]], ...]:
         """(target, online) of all weights, and of all buffers."""
@@ -199,6 +193,15 @@ def _check_alike(name: str, copied: dict[str, Tensor], online: dict[str, Tensor]
             f'the target network cannot follow {name}, which has changed since it was copied: '
             + ', '.join(f'{kind} {keys}' for kind, keys in problems.items() if keys)
         )
+
+
+def _check_precision(weights: list[tuple[Tensor, Tensor]]) -> None:
+    for dtype in {weight.dtype for pair in weights for weight in pair}:
+        if torch.finfo(dtype).bits < 32:
+            raise TypeError(
+                f'a moving average needs weights in float32, got {dtype}: keep the weights in '
+                'float32 and compute in half precision by autocast (--amp)'
+            )
 
 
 def _is_sharded(param: Tensor) -> bool:
