@@ -229,7 +229,8 @@ def test_clips__fit_the_model(clip_path):
     mask_generator = TASK_UTILS.build(model.mask_generator)
     grid = mask_generator.grid((sampler.clip_len, size, size))
     assert math.prod(grid) == model.neck.num_patches
-    mask = mask_generator(torch.zeros(1, 1, 1, 1, 1).expand(1, 3, sampler.clip_len, size, size))
+    clips = torch.zeros(1, 1, 1, 1, 1).expand(1, 3, sampler.clip_len, size, size)
+    mask = mask_generator(clips).mask
     hidden = int(model.mask_generator.mask_ratio * grid[1] * grid[2])
     assert (mask.sum((2, 3)) == hidden).all() and (mask == mask[:, :1]).all()
     assert MODELS.build(model.head).pred_dims == tuple(model.neck.pred_dims)

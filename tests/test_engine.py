@@ -362,7 +362,7 @@ class MaskOfContent(RandomPatchMask):
         seeds = [zlib.crc32(image.numpy().tobytes()) for image in images]
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         pairs = zip(images.split(1), generators)
-        return torch.cat([super(MaskOfContent, self).__call__(*pair) for pair in pairs])
+        return torch.cat([super(MaskOfContent, self).__call__(*pair).mask for pair in pairs])
 
 
 class FirstStep(Hook):

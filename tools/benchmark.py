@@ -496,7 +496,8 @@ class Step:
         self.inputs = inputs.to(self.device)
         # What the encoder gets: clips, or the first frame of each.
         self.encoded = self.inputs[:, 0] if tubelet_size(model) else self.inputs[:, 0, :, 0]
-        self.mask = model.mask_generator(self.encoded, generator)
+        # A plain mask, so that every step derives the geometry anew, as training does.
+        self.mask = model.mask_generator(self.encoded, generator).mask
         self.compiled: Callable | None = None
         self.held = ExitStack()  # for as long as this step lives
 

@@ -21,8 +21,9 @@ from videomac_mm.models import (
     VideoPixelHead,
     VideoVisionTransformer,
 )
-from videomac_mm.models.masking import pick, token_indices
+from videomac_mm.models.masking import pick
 from videomac_mm.models.pixels import to_pixels
+from videomac_mm.sparse import VisiblePatches
 from videomac_mm.weights import from_videomae
 
 ROOT = Path(__file__).parents[2]
@@ -149,7 +150,7 @@ def test_raw_target__loss_and_values(official):
     check(loss, arrays['loss'])
     want = torch.from_numpy(arrays['target'])
     pixels = to_pixels(official.inputs(model)[:1, 0], model.data_preprocessor)
-    _, hidden = token_indices(official.mask[:1])
+    hidden = VisiblePatches(official.mask[:1]).hidden
     got = pick(model.head._cubes(pixels, 'pixel').flatten(2), hidden)
     check(got[:, : want.shape[1]], want)
 
@@ -228,7 +229,7 @@ def test_masks__hide_as_many_in_each_slot_and_the_same_in_all(wanted):
     clips = torch.empty(1, 1, 1, 1, 1).expand(3, 3, 2 * t, 16 * h, 16 * w)
     for kind in (TubeMask, RandomTubeletMask):
         generator = kind(mask_ratio=wanted['ratio'])
-        mask = generator(clips)
+        mask = generator(clips).mask
         assert (mask.sum((2, 3)) == wanted['masked_per_frame']).all()
         assert mask[0].sum() == wanted['total_masks'] == official.sum()
         assert (mask == mask[:, :1]).all() == (kind is TubeMask)

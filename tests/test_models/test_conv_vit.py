@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from tests.masks import random_mask
 from videomac_mm.models.backbones.conv_vit import ConvBlock, ConvVisionTransformer
-from videomac_mm.models.masking import pick, token_indices
+from videomac_mm.models.masking import pick
 from videomac_mm.registry import MODELS
 from videomac_mm.sparse import VisiblePatches
 
@@ -62,7 +62,7 @@ def masked_dense(backbone: ConvVisionTransformer, x: Tensor, mask: Tensor) -> Te
     tokens, fused = backbone.patch_embed(x, len(x))
     for hook in hooks:
         hook.remove()
-    visible, _ = token_indices(mask)
+    visible = VisiblePatches(mask).visible
     x = pick(tokens + backbone.positions(list(mask.shape[1:])), visible)
     for block in backbone.blocks:
         x = block(x)
@@ -270,8 +270,8 @@ def test_arguments__are_checked(kwargs, message):
     'mask, message',
     [
         (tubes()[:, :2], r'\(2, 3, 3, 3\).* got \(2, 2, 3, 3\)'),
-        (torch.cat([tubes(1, 3), tubes(1, 2)]), '18 and 21'),
-        (torch.ones(2, *GRID, dtype=torch.bool), 'show'),
+        (torch.cat([tubes(1, 3), tubes(1, 2)]), r'same number of patches, got \[9, 6\]'),
+        (torch.ones(2, *GRID, dtype=torch.bool), 'hides every patch'),
         # As many visible in both clips, yet not in each of their time slots.
         (random_mask(2, (9, 3), 9).unflatten(1, (3, 3)), 'same number of patches'),
     ],

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from tests.masks import random_mask
 from videomac_mm.models import RandomTubeletMask, TubeMask
-from videomac_mm.models.masking import pick, pick_shared, token_indices
+from videomac_mm.models.masking import pick, pick_shared
+from videomac_mm.sparse import VisiblePatches
 
 KINDS = [TubeMask, RandomTubeletMask]
 
@@ -18,7 +19,7 @@ def clips(num: int, frames: int = 16, height: int = 224, width: int = 224) -> Te
 @pytest.mark.parametrize('kind', KINDS)
 @pytest.mark.parametrize('ratio, hidden', [(0.9, 176), (0.95, 186), (0.75, 147), (0.5, 98)])
 def test_mask__hides_as_many_in_every_slot_and_rounds_as_the_paper(kind, ratio, hidden):
-    mask = kind(mask_ratio=ratio)(clips(3))
+    mask = kind(mask_ratio=ratio)(clips(3)).mask
     assert mask.shape == (3, 8, 14, 14) and mask.dtype == torch.bool
     assert (mask.sum((2, 3)) == hidden).all()
 
@@ -26,35 +27,35 @@ def test_mask__hides_as_many_in_every_slot_and_rounds_as_the_paper(kind, ratio, 
 @pytest.mark.parametrize('kind', KINDS)
 @pytest.mark.parametrize('ratio', [0.03, 0.29, 0.58, 0.93])
 def test_mask__of_other_sizes_follows_the_ratio(kind, ratio):
-    mask = kind(patch_size=8, tubelet_size=3, mask_ratio=ratio)(clips(2, 15, 48, 80))
+    mask = kind(patch_size=8, tubelet_size=3, mask_ratio=ratio)(clips(2, 15, 48, 80)).mask
     assert mask.shape == (2, 5, 6, 10)
     assert (mask.sum((2, 3)) == int(60 * ratio)).all()
 
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_mask__samples_differ_and_all_patches_have_their_turn(kind):
-    mask = kind()(clips(256, frames=4))
+    mask = kind()(clips(256, frames=4)).mask
     assert len({tuple(row.tolist()) for row in mask.flatten(1)}) == 256
     shares = mask.float().mean(0)  # of 256 draws with a probability of 176 / 196
     assert shares.min() > 0.8 and shares.max() < 0.98
 
 
 def test_tube_mask__is_the_same_in_all_slots():
-    mask = TubeMask()(clips(4))
+    mask = TubeMask()(clips(4)).mask
     assert (mask == mask[:, :1]).all()
 
 
 def test_random_tubelet_mask__differs_from_slot_to_slot():
-    mask = RandomTubeletMask()(clips(4))
+    mask = RandomTubeletMask()(clips(4)).mask
     assert len({tuple(row.tolist()) for row in mask.flatten(0, 1).flatten(1)}) == 4 * 8
 
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_mask__is_reproducible_from_a_generator(kind):
     draw = kind()
-    first, second = (draw(clips(3), torch.Generator().manual_seed(7)) for _ in range(2))
+    first, second = (draw(clips(3), torch.Generator().manual_seed(7)).mask for _ in range(2))
     assert torch.equal(first, second)
-    assert not torch.equal(first, draw(clips(3), torch.Generator().manual_seed(8)))
+    assert not torch.equal(first, draw(clips(3), torch.Generator().manual_seed(8)).mask)
     state = torch.get_rng_state()
     draw(clips(3), torch.Generator())
     assert torch.equal(state, torch.get_rng_state())
@@ -87,56 +88,50 @@ def test_bad_arguments_and_sizes__are_named(kind):
 def test_check__names_what_is_wrong():
     draw, four = TubeMask(), clips(4, 4, 64, 32)
     mask = random_mask(4, (2, 4, 2), 3)
-    assert torch.equal(draw.check(mask, four), mask)  # any mask with as much of every sample
+    assert torch.equal(draw.check(mask, four).mask, mask)  # any mask with as much of every sample
+    patches = VisiblePatches(mask)
+    assert draw.check(patches, four) is patches
     with pytest.raises(TypeError, match='mask must be bool .*torch.uint8'):
         draw.check(mask.byte(), four)
     with pytest.raises(ValueError, match=r'shape \(4, 2, 4, 2\), got \(3, 2, 4, 2\)'):
         draw.check(mask[1:], four)
+    with pytest.raises(ValueError, match=r'shape \(4, 2, 4, 2\), got \(3, 2, 4, 2\)'):
+        draw.check(VisiblePatches(mask[1:]), four)
     with pytest.raises(ValueError, match=r'shape \(4, 2, 4, 2\), got \(4, 2, 2, 4\)'):
         draw.check(mask.transpose(2, 3), four)
     with pytest.raises(ValueError, match='hides no patch'):
         draw.check(torch.zeros_like(mask), four)
-    with pytest.raises(ValueError, match='between 16 and 16 hidden of 16'):
+    with pytest.raises(ValueError, match='hides no patch'):
+        draw.check(patches.everything(), four)
+    with pytest.raises(ValueError, match='hides every patch'):
         draw.check(torch.ones_like(mask), four)
     mask[0] = random_mask(1, (2, 4, 2), 4)[0]
-    with pytest.raises(ValueError, match='the same number.*between 12 and 13 hidden of 16'):
+    with pytest.raises(ValueError, match=r'the same number of patches, got \[4, 3, 3, 3\]'):
         draw.check(mask, four)
     with pytest.raises(ValueError, match='3 frames are not divisible by tubelets of 2'):
         draw.check(mask, clips(4, 3, 64, 32))
 
 
+@pytest.mark.parametrize('kind', KINDS)
+def test_mask__comes_with_its_geometry(kind):
+    patches = kind(mask_ratio=0.5)(clips(2, 8, 64, 96))
+    counted = VisiblePatches(patches.mask.clone())
+    assert patches.num_visible == counted.num_visible == 4 * 12
+    assert torch.equal(patches.visible, counted.visible)
+    assert torch.equal(patches.hidden, counted.hidden)
+    assert patches.frames().num_visible == counted.frames().num_visible == 12
+    assert torch.equal(patches.frames().visible, counted.frames().visible)
+
+
 # --------------------------------------------------------------------- tokens
-
-
-@pytest.mark.parametrize('visible', [1, 7, 23, 24])
-def test_token_indices__part_the_tokens_in_their_order(visible):
-    mask = random_mask(3, (2, 3, 4), visible)
-    shown, hidden = token_indices(mask)
-    assert len(shown) == 3 * visible and len(hidden) == 3 * (24 - visible)
-    assert (shown.diff() > 0).all() and (hidden.diff() > 0).all()
-    assert torch.equal(torch.cat([shown, hidden]).sort()[0], torch.arange(72))
-    assert mask.flatten()[hidden].all() and not mask.flatten()[shown].any()
-
-
-def test_token_indices__takes_views():
-    mask = TubeMask(mask_ratio=0.5)(clips(2, 8, 64, 96))  # its slots share their memory
-    for got, want in zip(token_indices(mask), token_indices(mask.clone())):
-        assert torch.equal(got, want)
-
-
-def test_token_indices__unequal_or_empty_samples_are_refused():
-    mask = random_mask(2, (2, 3, 4), 7)
-    mask[1] = random_mask(1, (2, 3, 4), 5)
-    with pytest.raises(ValueError, match='the same number.*between 17 and 19 hidden of 24'):
-        token_indices(mask)
-    with pytest.raises(ValueError, match='show some.*between 24 and 24 hidden of 24'):
-        token_indices(torch.ones_like(mask))
 
 
 def test_pick__takes_what_boolean_indexing_takes():
     mask = random_mask(3, (2, 3, 4), 7)
+    patches = VisiblePatches(mask)
     tokens, table = torch.randn(3, 24, 5), torch.randn(1, 24, 5)
-    for indices, chosen in zip(token_indices(mask), (~mask.flatten(1), mask.flatten(1))):
-        assert torch.equal(pick(tokens, indices), tokens[chosen].view(3, -1, 5))
+    for places, chosen in ((patches.visible, ~mask), (patches.hidden, mask)):
+        chosen = chosen.flatten(1)
+        assert torch.equal(pick(tokens, places), tokens[chosen].view(3, -1, 5))
         shared = table.expand(3, -1, -1)[chosen].view(3, -1, 5)
-        assert torch.equal(pick_shared(table, indices, 3), shared)
+        assert torch.equal(pick_shared(table, places, 3), shared)

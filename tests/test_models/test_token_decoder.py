@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from tests.masks import random_mask
 from videomac_mm.models import TokenDecoder
-from videomac_mm.models.masking import token_indices
+from videomac_mm.sparse import VisiblePatches
 
 GRID = (2, 3, 3)
 VISIBLE = 5
@@ -93,7 +93,7 @@ def test_predictions__come_in_the_order_of_tokens(tokens, mask):
     # With the positions of two hidden places exchanged their predictions are, too.
     decoder = build()
     (pred,) = decoder(tokens[:1], mask[:1])
-    _, hidden = token_indices(mask[:1])
+    hidden = VisiblePatches(mask[:1]).hidden
     first, last = hidden[0].item(), hidden[-1].item()
     decoder.pos_embed[:, [first, last]] = decoder.pos_embed[:, [last, first]]
     (other,) = decoder(tokens[:1], mask[:1])
@@ -192,8 +192,10 @@ def test_bad_arguments__are_named(tokens, mask):
         build(num_heads=5)
     with pytest.raises(ValueError, match=r'num_patches=18 .*\(2, 2, 3, 2\) has 12'):
         build()(tokens, random_mask(2, (2, 3, 2), VISIBLE))
-    with pytest.raises(ValueError, match='leaves 8 tokens visible, got 2 x 5'):
+    with pytest.raises(
+        ValueError, match=r'shows 4 tokens of each of 2 samples, got .*\(2, 5, 10\)'
+    ):
         build()(tokens, random_mask(2, GRID, 4))
     mask[0] = random_mask(1, GRID, VISIBLE + 1)
-    with pytest.raises(ValueError, match='between 12 and 13 hidden of 18'):
+    with pytest.raises(ValueError, match=r'same number of patches, got \[6, 5\]'):
         build()(tokens, mask)

@@ -63,16 +63,14 @@ def test_loss__is_the_sum_of_three_hand_computed_terms(model, clips):
         torch.testing.assert_close(got, want)
 
 
-def test_loss__both_networks_share_the_tables_of_the_mask(model, clips, monkeypatch):
-    masks = []
-    build_patches = VisiblePatches.__init__
-    monkeypatch.setattr(
-        VisiblePatches,
-        '__init__',
-        lambda self, mask: [masks.append(mask), build_patches(self, mask)][1],
-    )
+def test_loss__all_parts_share_the_geometry_of_the_mask(model, clips):
+    seen = []
+    parts = model.backbone, model.neck, model.target.backbone, model.target.neck
+    for part in (*parts, model.consistency_loss):
+        part.register_forward_pre_hook(lambda _, args: seen.append(args[-1]))
     model.loss(clips)
-    assert len(masks) == 1
+    assert len(seen) == 5 and all(patches is seen[0] for patches in seen)
+    assert isinstance(seen[0], VisiblePatches) and seen[0].num_visible == 1
 
 
 def test_loss__hidden_pixels_reach_the_target_values_only(model, clips):
@@ -231,6 +229,17 @@ def test_bad_inputs__are_named(model, clips):
     unequal[0] = random_mask(1, (3, 2), 3)
     with pytest.raises(ValueError, match=r'same number of patches, got \[3, 2\]'):
         model.loss(clips, mask=unequal)
+    with pytest.raises(TypeError, match='VideoMAC needs normalised clips of floats, got .*uint8'):
+        model.loss(clips.byte())
+    pred, frame = torch.zeros(2, 6, 3072).double(), clips[:, 0, :, 0]
+    other = random_mask(1, (3, 2), 2)
+    for compare in (
+        lambda: model.head.loss(pred, frame, other),
+        lambda: model.head.picture(pred, frame, other),
+        lambda: model.consistency_loss(pred, pred, other),
+    ):
+        with pytest.raises(ValueError, match=r'\(2, 6, 3072\) do not fit .* \(1, 3, 2\)'):
+            compare()
     features = torch.zeros(2, 10, 6, 4, dtype=torch.float64)
     with pytest.raises(ValueError, match=r'grid of \(6, 4\) do not fit a mask of \(3, 2\)'):
         model.neck(features, random_mask(2, (3, 2), 2))
@@ -240,7 +249,7 @@ def test_bad_inputs__are_named(model, clips):
 
 
 def test_mask__hides_the_same_number_everywhere_and_rounds_as_the_paper():
-    mask = RandomPatchMask(patch_size=32, mask_ratio=0.75)(torch.empty(64, 3, 224, 224))
+    mask = RandomPatchMask(patch_size=32, mask_ratio=0.75)(torch.empty(64, 3, 224, 224)).mask
     assert mask.shape == (64, 7, 7) and mask.dtype == torch.bool
     assert (mask.flatten(1).sum(1) == 37).all()  # int(49 * 0.25) = 12 stay visible
     # Every patch is hidden at times, and the images differ.
@@ -250,16 +259,17 @@ def test_mask__hides_the_same_number_everywhere_and_rounds_as_the_paper():
 
 @pytest.mark.parametrize('ratio', [0.02, 0.5, 0.6, 0.9, 0.97])
 def test_mask__count_follows_the_ratio(ratio):
-    mask = RandomPatchMask(16, ratio)(torch.empty(2, 3, 112, 128))
-    assert (~mask).flatten(1).sum(1).tolist() == [int(56 * (1 - ratio))] * 2
+    patches = RandomPatchMask(16, ratio)(torch.empty(2, 3, 112, 128))
+    assert patches.num_visible == int(56 * (1 - ratio))
+    assert ((~patches.mask).flatten(1).sum(1) == patches.num_visible).all()
 
 
 def test_mask__is_reproducible_from_a_generator():
     draw = RandomPatchMask()
     images = torch.empty(3, 3, 128, 96)
-    first, second = (draw(images, torch.Generator().manual_seed(7)) for _ in range(2))
+    first, second = (draw(images, torch.Generator().manual_seed(7)).mask for _ in range(2))
     assert torch.equal(first, second)
-    assert not torch.equal(first, draw(images, torch.Generator().manual_seed(8)))
+    assert not torch.equal(first, draw(images, torch.Generator().manual_seed(8)).mask)
 
 
 @pytest.mark.parametrize('ratio', [0, 1, -0.1, 1.5])

@@ -6,8 +6,9 @@ from torch import Tensor, nn
 
 from tests.masks import expand, random_mask
 from videomac_mm.models import MotionMAE, VideoMAE
-from videomac_mm.models.masking import pick, token_indices
+from videomac_mm.models.masking import pick
 from videomac_mm.models.pixels import to_pixels
+from videomac_mm.sparse import VisiblePatches
 
 GRID = (2, 3, 3)
 MEAN, STD = (120.0, 110.0, 100.0), (60.0, 50.0, 40.0)
@@ -93,9 +94,9 @@ def test_loss__compares_predictions_with_the_hidden_tubelets(variant, inputs, ma
     names = ['loss_pixel', 'loss_motion'][: 1 + variant.startswith('MotionMAE')]
     assert list(losses) == names
 
-    visible, hidden = token_indices(mask)
+    patches = VisiblePatches(mask)
     clips = inputs[:, 0]
-    tokens = pick(model.backbone.patch_embed(clips)[0] + model.backbone.pos_embed, visible)
+    tokens = pick(model.backbone.patch_embed(clips)[0] + model.backbone.pos_embed, patches.visible)
     for block in model.backbone.blocks:
         tokens = block(tokens)
     preds = model.neck(model.backbone.norm(tokens), mask)
@@ -105,7 +106,7 @@ def test_loss__compares_predictions_with_the_hidden_tubelets(variant, inputs, ma
     for name, pred in zip(names, preds):
         if name == 'loss_motion':
             cubes = cubes.diff(dim=4).abs()
-        rows = pick(cubes.flatten(1, 3).flatten(2), hidden).unflatten(2, (-1, 3))
+        rows = pick(cubes.flatten(1, 3).flatten(2), patches.hidden).unflatten(2, (-1, 3))
         target = (rows - rows.mean(2, keepdim=True)) / (rows.std(2, keepdim=True) + 1e-6)
         wanted = (pred - target.flatten(2)).square().mean()
         torch.testing.assert_close(losses[name], wanted)
@@ -176,7 +177,9 @@ def test_masks__are_drawn_anew_by_the_generator_that_was_chosen(inputs):
     tubelets = build(mask_generator=dict(type='videomac_mm.RandomTubeletMask'))
     for model, same in ((tubes, True), (tubelets, False)):
         seen = []
-        model.backbone.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[1]))
+        model.backbone.register_forward_pre_hook(
+            lambda _, args, seen=seen: seen.append(args[1].mask)
+        )
         losses = [model.loss(inputs)['loss_pixel'] for _ in range(2)]
         assert losses[0] != losses[1]
         assert not torch.equal(*seen)
@@ -224,6 +227,9 @@ def test_reconstruct__pastes_predictions_into_what_is_visible(variant, mask):
             original = pictures['motion' if 'motion' in name else 'original']
             torch.testing.assert_close(pictures[name][~hidden], original[~hidden])
             assert (pictures[name] - original)[hidden].abs().mean() > 0.05
+    nn.init.normal_(model.neck.decoders[0].preds[0].weight, std=9.0)
+    predicted = model.reconstruct(clips, mask)['predicted']  # far too large, but clamped
+    assert predicted.min() == 0 and predicted.max() == 1
     assert model.reconstruct(clips)['predicted'].shape == (2, 3, 4, 24, 24)  # masks drawn
 
 
@@ -281,7 +287,7 @@ def test_bad_inputs__are_named(inputs, mask):
     with pytest.raises(ValueError, match='hides no patch'):
         model.loss(inputs, mask=torch.zeros_like(mask))
     mask[0] = random_mask(1, GRID, 6)
-    with pytest.raises(ValueError, match='between 12 and 13 hidden of 18'):
+    with pytest.raises(ValueError, match=r'same number of patches, got \[6, 5\]'):
         model.reconstruct(inputs, mask)
     with pytest.raises(ValueError, match='longer than num_frames=4'):
         model.loss(torch.cat([inputs, inputs], 3))

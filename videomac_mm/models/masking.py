@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from videomac_mm.registry import TASK_UTILS
+from videomac_mm.sparse import VisiblePatches
 
 
 class _MaskGenerator:
@@ -31,25 +32,25 @@ class _MaskGenerator:
             )
         return height // self.patch_size, width // self.patch_size
 
-    def check(self, mask: Tensor, inputs: Tensor) -> Tensor:
-        """Return a mask given by a user, or say what is wrong with it.
+    def check(self, mask: Tensor | VisiblePatches, inputs: Tensor) -> VisiblePatches:
+        """Return the geometry of a mask given by a user, or say what is wrong with the mask.
 
         Args:
-            mask: should be bool on the grid of ``inputs``, hiding something and showing
-                something, as much of every sample.
+            mask: bool on the grid of ``inputs``, or its geometry. It must hide something and
+                show something, the same number of patches of every sample.
             inputs: as the generator takes them.
 
         Raises:
             TypeError, ValueError: naming what was given and what was expected.
         """
-        if mask.dtype != torch.bool:
-            raise TypeError(f'mask must be bool (True = hidden), got {mask.dtype}')
         expected = (len(inputs), *self.grid(inputs.shape[2:]))
-        if tuple(mask.shape) != expected:
-            raise ValueError(f'mask must have shape {expected}, got {tuple(mask.shape)}')
-        if not mask.any():
+        given = tuple((mask.mask if isinstance(mask, VisiblePatches) else mask).shape)
+        if given != expected:
+            raise ValueError(f'mask must have shape {expected}, got {given}')
+        patches = VisiblePatches.of(mask.to(inputs.device) if isinstance(mask, Tensor) else mask)
+        if patches.num_visible == patches.num_patches:
             raise ValueError('mask hides no patch; at least one must be hidden')
-        return mask.to(inputs.device)
+        return patches
 
     def _draw(
         self,
@@ -89,7 +90,7 @@ class RandomPatchMask(_MaskGenerator):
     def __init__(self, patch_size: int = 32, mask_ratio: float = 0.75) -> None:
         super().__init__(patch_size, mask_ratio)
 
-    def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> VisiblePatches:
         """Draw a mask for images.
 
         Args:
@@ -97,7 +98,7 @@ class RandomPatchMask(_MaskGenerator):
             generator: source of randomness; torch's global one if None.
 
         Returns:
-            (B, h, w) bool, True = hidden.
+            The geometry of a mask (B, h, w). No number is read from the device.
 
         Raises:
             ValueError: if the size does not fit the patch, or nothing would be visible or
@@ -106,7 +107,7 @@ class RandomPatchMask(_MaskGenerator):
         h, w = self.grid(images.shape[2:])
         num_visible = int(h * w * (1 - self.mask_ratio))
         mask = self._draw(len(images), h * w, num_visible, images.device, generator)
-        return mask.view(-1, h, w)
+        return VisiblePatches.with_count(mask.view(-1, h, w), num_visible)
 
 
 @TASK_UTILS.register_module()
@@ -146,12 +147,7 @@ class RandomTubeletMask(_MaskGenerator):
             )
         return num_frames // self.tubelet_size, *super().grid(size)
 
-    def check(self, mask: Tensor, inputs: Tensor) -> Tensor:
-        mask = super().check(mask, inputs)
-        token_indices(mask)
-        return mask
-
-    def __call__(self, clips: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def __call__(self, clips: Tensor, generator: torch.Generator | None = None) -> VisiblePatches:
         """Draw a mask for clips.
 
         Args:
@@ -159,7 +155,7 @@ class RandomTubeletMask(_MaskGenerator):
             generator: source of randomness; torch's global one if None.
 
         Returns:
-            (B, t, h, w) bool, True = hidden.
+            The geometry of a mask (B, t, h, w). No number is read from the device.
 
         Raises:
             ValueError: if the size does not fit the tubelets, or nothing would be visible or
@@ -170,7 +166,8 @@ class RandomTubeletMask(_MaskGenerator):
         patterns = self._draw(
             len(clips) * self._patterns(t), h * w, num_visible, clips.device, generator
         )
-        return patterns.view(len(clips), -1, h, w).expand(-1, t, -1, -1)
+        mask = patterns.view(len(clips), -1, h, w).expand(-1, t, -1, -1)
+        return VisiblePatches.with_count(mask, t * num_visible).with_even_frames()
 
     def _patterns(self, t: int) -> int:
         """How many of ``t`` time slots draw for themselves."""
@@ -189,40 +186,31 @@ class TubeMask(RandomTubeletMask):
         return 1
 
 
-@torch.compiler.disable
-def token_indices(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the visible and the hidden tokens of a batch are.
-
-    Args:
-        mask (B, ...): bool, True = hidden; N places a sample, in the order of tokens.
+def pick(tokens: Tensor, places: Tensor) -> Tensor:
+    """Take tokens (B, N, C) at ``places`` (B * n,), `VisiblePatches.visible` or ``hidden``.
 
     Returns:
-        Indices (B * n_visible,) and (B * n_hidden,) into the B * N tokens, ascending.
+        (B, n, C)
+    """
+    return tokens.flatten(0, 1).index_select(0, places).unflatten(0, (len(tokens), -1))
+
+
+def pick_shared(table: Tensor, places: Tensor, num_samples: int) -> Tensor:
+    """As `pick`, from a table (1, N, C) that all samples share: (B, n, C)."""
+    rows = table[0].index_select(0, places % table.shape[1])
+    return rows.unflatten(0, (num_samples, -1))
+
+
+def hidden_places(pred: Tensor, mask: Tensor | VisiblePatches) -> Tensor:
+    """Which of the predictions (B, L, P) are of hidden patches: (B, L) bool.
 
     Raises:
-        ValueError: if samples hide different numbers of tokens, or all of theirs.
+        TypeError, ValueError: if the mask is not one of B samples of L patches.
     """
-    mask = mask.flatten(1)
-    num_hidden = mask.sum(1)
-    # One look at the device's numbers; everything else stays there.
-    least, most = torch.stack([num_hidden.min(), num_hidden.max()]).tolist()
-    num_samples, num_tokens = mask.shape
-    if least != most or most == num_tokens:
+    patches = VisiblePatches.of(mask)
+    if tuple(pred.shape[:2]) != (patches.batch_size, patches.num_patches):
         raise ValueError(
-            'every sample must hide the same number of tokens and show some, got between '
-            f'{least} and {most} hidden of {num_tokens}'
+            f'predictions of shape {tuple(pred.shape)} do not fit a mask of shape '
+            f'{tuple(patches.mask.shape)}'
         )
-    order = mask.byte().argsort(dim=1, stable=True)  # visible first
-    order = order + num_tokens * torch.arange(num_samples, device=mask.device)[:, None]
-    return order[:, : num_tokens - most].flatten(), order[:, num_tokens - most :].flatten()
-
-
-def pick(tokens: Tensor, indices: Tensor) -> Tensor:
-    """Take tokens (B, N, C) at ``indices`` (B * n,) of `token_indices`: (B, n, C)."""
-    return tokens.flatten(0, 1).index_select(0, indices).unflatten(0, (len(tokens), -1))
-
-
-def pick_shared(table: Tensor, indices: Tensor, num_samples: int) -> Tensor:
-    """As `pick`, out of a table (1, N, C) that all samples share: (B, n, C)."""
-    rows = table[0].index_select(0, indices % table.shape[1])
-    return rows.unflatten(0, (num_samples, -1))
+    return patches.mask.flatten(1)

@@ -8,8 +8,11 @@ from mmcv.cnn.bricks import DropPath
 from mmengine.model import BaseModule, ModuleList
 from torch import Tensor, nn
 
-from videomac_mm.models.backbones.video_vit import VideoVisionTransformer, run_blocks
-from videomac_mm.models.pixels import to_cubes
+from videomac_mm.models.backbones.video_vit import (
+    VideoVisionTransformer,
+    conv_of_cubes,
+    run_blocks,
+)
 from videomac_mm.registry import MODELS
 from videomac_mm.sparse import LayerNorm2d, PatchConv2d, VisiblePatches
 
@@ -43,7 +46,8 @@ class ConvBlock(nn.Module):
         self.norm1 = LayerNorm2d(channels)
         self.conv1 = PatchConv2d(channels, channels, 1)
         padding = [side // 2 for side in kernel]
-        if kernel[0] == 1:
+        self.mixes_slots = kernel[0] > 1
+        if not self.mixes_slots:
             self.depthwise_conv = PatchConv2d(
                 channels, channels, kernel[1:], padding=padding[1:], groups=channels
             )
@@ -74,7 +78,7 @@ class ConvBlock(nn.Module):
         return x + self._drop(self.fc2(wide, patches), num_clips)
 
     def _mix(self, x: Tensor, num_clips: int, patches: VisiblePatches | None) -> Tensor:
-        if isinstance(self.depthwise_conv, PatchConv2d):
+        if not self.mixes_slots:
             return self.depthwise_conv(x, patches)
         if patches is not None:
             x = patches.unpack(x)
@@ -144,10 +148,7 @@ class ConvPatchEmbed(BaseModule):
             Tokens (B, N, C), and what the stages add to the tokens that leave the backbone:
             tokens of the same shape, or None without ``fuse``.
         """
-        conv = self.projections[0]
-        # A matrix product: of whole clips on a CPU twice as fast as the conv, and channels-last.
-        rows = to_cubes(x, conv.kernel_size).flatten(4)
-        x = F.linear(rows, conv.weight.flatten(1), conv.bias)  # (B, t, H/4, W/4, C), or B*n, 1
+        x = conv_of_cubes(self.projections[0], x)  # (B, t, H/4, W/4, C) or (B*n, 1, 4, 4, C)
         x = F.gelu(self.norms[0](x.flatten(0, 1).permute(0, 3, 1, 2)))
         fused = None
         for stage, blocks in enumerate(self.stages):
@@ -255,7 +256,8 @@ class ConvVisionTransformer(VideoVisionTransformer):
         for block, rate in zip(self.blocks, rates):
             block.drop_path = DropPath(rate)
 
-    def embed(self, x: Tensor, num_clips: int, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def embed(
+        self, x: Tensor, num_clips: int, patches: VisiblePatches | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """As `VideoVisionTransformer.embed`; a time slot must show as many patches as any."""
-        patches = None if mask is None else VisiblePatches(mask.flatten(0, 1))
-        return self.patch_embed(x, num_clips, patches)
+        return self.patch_embed(x, num_clips, None if patches is None else patches.frames())

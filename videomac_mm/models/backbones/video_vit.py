@@ -1,30 +1,49 @@
 """Vision transformers for video that compute nothing but visible tokens."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from mmaction.models.backbones.vit_mae import Attention, Block, VisionTransformer
+from mmcv.cnn.bricks.transformer import PatchEmbed
+from mmcv.cnn.bricks.wrappers import Conv3d
 from mmengine.model import ModuleList
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from videomac_mm.models.masking import pick_shared, token_indices
+from videomac_mm.models.masking import pick_shared
 from videomac_mm.models.pixels import to_cubes
 from videomac_mm.registry import MODELS
+from videomac_mm.sparse import VisiblePatches, is_plain
 
 
 class FusedAttention(Attention):
-    """mmaction2's attention by torch's fused kernels: same arguments, weights and results."""
+    """mmaction2's attention by torch's fused kernels: same arguments, weights and results.
+
+    Hooks and replaced layers take effect as in mmaction2's: ``qkv`` and ``attn_drop`` are
+    called where calling them is more than a matrix product and a dropout.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, N, C)."""
-        bias = None
-        if hasattr(self, 'q_bias'):
-            bias = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
-        qkv = F.linear(x, self.qkv.weight, bias)
-        qkv = qkv.unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        dropout = self.attn_drop.p if self.training else 0.0
-        x = F.scaled_dot_product_attention(*qkv, dropout_p=dropout, scale=self.scale)
+        qkv = self._project(x).unflatten(2, (3, self.num_heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, heads, N, C / heads) each
+        if is_plain(self.attn_drop, nn.Dropout):
+            dropout = self.attn_drop.p if self.attn_drop.training else 0.0
+            x = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=self.scale)
+        else:
+            attention = (self.scale * q @ k.transpose(-2, -1)).softmax(-1)
+            x = self.attn_drop(attention) @ v
         return self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))
+
+    def _project(self, x: Tensor) -> Tensor:
+        """(B, N, C) -> (B, N, 3 * C): queries, keys and values."""
+        if not hasattr(self, 'q_bias'):
+            return self.qkv(x)
+        bias = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
+        if is_plain(self.qkv, nn.Linear) and self.qkv.bias is None:
+            return F.linear(x, self.qkv.weight, bias)
+        return self.qkv(x) + bias
 
 
 class FusedBlock(Block):
@@ -62,6 +81,29 @@ def run_blocks(blocks: ModuleList, x: Tensor, with_cp: bool, *args) -> Tensor:
         else:
             x = block(x, *args)
     return x
+
+
+def conv_of_cubes(conv: nn.Module, x: Tensor) -> Tensor:
+    """Apply a 3-D conv whose stride is its kernel: (B, C, T, H, W) -> (B, t, h, w, D).
+
+    A plain conv is computed as a matrix product. That is faster for few cubes, on CPUs for any
+    number of them, and gives channels-last maps.
+    """
+    if is_plain(conv, nn.Conv3d) or is_plain(conv, Conv3d):
+        settings = conv.stride, conv.padding, conv.dilation, conv.groups
+        if settings == (conv.kernel_size, (0, 0, 0), (1, 1, 1), 1):
+            rows = to_cubes(x, conv.kernel_size).flatten(4)
+            return F.linear(rows, conv.weight.flatten(1), conv.bias)
+    return conv(x).permute(0, 2, 3, 4, 1)
+
+
+def _along_axes(places: Tensor, grid: Sequence[int]) -> tuple[Tensor, ...]:
+    """Places in the tokens of a batch as indices of clip, time slot, row and column."""
+    axes = []
+    for side in reversed(grid):
+        axes.insert(0, places % side)
+        places = places // side
+    return places, *axes
 
 
 @MODELS.register_module()
@@ -144,14 +186,14 @@ class VideoVisionTransformer(VisionTransformer):
         self.tubelet_size = tubelet_size
         self.with_cp = with_cp
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | VisiblePatches | None = None) -> Tensor:
         """Compute the tokens of clips, those that are visible or all.
 
         Args:
             x (B, C, T, H, W): clips; or (B, C, H, W): images, which stand still for one
                 tubelet at the place of the first. Sizes other than those of the positions
                 get interpolated ones; shorter clips the first ones.
-            mask (B, t, h, w): bool, True = hidden, as many of every clip.
+            mask (B, t, h, w): bool, True = hidden, as many of every clip; or its geometry.
 
         Returns:
             Under a mask, tokens (B, n_visible, C) in their order, after the final norm.
@@ -170,41 +212,48 @@ class VideoVisionTransformer(VisionTransformer):
         t, h, w = (number * part for number, part in zip(grid, size))
         x, num_clips = x[:, :, :t, :h, :w], len(x)
         pos_embed = self.positions(grid)
+        patches = None
         if mask is not None:
-            if list(mask.shape) != [num_clips, *grid]:
+            patches = VisiblePatches.of(mask)
+            if list(patches.mask.shape) != [num_clips, *grid]:
                 raise ValueError(
                     f'mask must have shape {(num_clips, *grid)} (B, t, h, w), got '
-                    f'{tuple(mask.shape)}'
+                    f'{tuple(patches.mask.shape)}'
                 )
-            visible, _ = token_indices(mask)
-            pos_embed = pick_shared(pos_embed, visible, num_clips)
-            x = to_cubes(x, size)[torch.unravel_index(visible, (num_clips, *grid))]
-        x, late = self.embed(x, num_clips, mask)
+        if patches is None or patches.num_visible == patches.num_patches:
+            x, late = self.embed(x, num_clips)
+        else:
+            pos_embed = pick_shared(pos_embed, patches.visible, num_clips)
+            cubes = to_cubes(x, size)  # (B, t, h, w, C, *size)
+            x, late = self.embed(cubes[_along_axes(patches.visible, grid)], num_clips, patches)
         x = run_blocks(self.blocks, self.pos_drop(x + pos_embed), self.with_cp)
         x = self.norm(x if late is None else x + late)
-        if mask is not None:
+        if patches is not None:
             return x
         if self.return_feat_map:
             x = x.transpose(1, 2).unflatten(2, grid)
             return x.squeeze(2) if is_image else x
         return x[:, 0] if self.fc_norm is None else self.fc_norm(x.mean(1))
 
-    def embed(self, x: Tensor, num_clips: int, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def embed(
+        self, x: Tensor, num_clips: int, patches: VisiblePatches | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Make tokens of pixels.
 
         Args:
-            x: clips (B, C, T, H, W), or under a mask what is visible of them, in the order of
-                tokens: (B*n, C, tubelet_size, patch_size, patch_size).
+            x: clips (B, C, T, H, W), or with ``patches`` what is visible of them, in the order
+                of tokens: (B*n, C, tubelet_size, patch_size, patch_size).
             num_clips: B.
-            mask (B, t, h, w): as in `forward`.
+            patches: the geometry of the mask (B, t, h, w).
 
         Returns:
             Tokens (B, N, C), and None; or tokens to be added before the final norm.
         """
-        proj = self.patch_embed.projection
-        cubes = x if mask is not None else to_cubes(x, proj.kernel_size)
-        # A matrix product: of few cubes, and on CPUs of all, faster than the conv.
-        tokens = F.linear(cubes.flatten(-4), proj.weight.flatten(1), proj.bias)
+        embed = self.patch_embed
+        if is_plain(embed, PatchEmbed) and embed.norm is None and embed.adaptive_padding is None:
+            tokens = conv_of_cubes(embed.projection, x)
+        else:
+            tokens, _ = embed(x)
         return tokens.reshape(num_clips, -1, self.embed_dims), None
 
     def positions(self, grid: list[int]) -> Tensor:

@@ -4,7 +4,9 @@ import torch.nn.functional as F
 from mmpretrain.models.heads import MAEPretrainHead
 from torch import Tensor
 
+from videomac_mm.models.masking import hidden_places
 from videomac_mm.registry import MODELS
+from videomac_mm.sparse import VisiblePatches
 
 
 @MODELS.register_module()
@@ -52,21 +54,21 @@ class PixelHead(MAEPretrainHead):
         share = 1 - 1 / target.shape[-1]
         return F.layer_norm(target, target.shape[-1:], eps=1e-6 * share) * share**0.5
 
-    def loss(self, pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    def loss(self, pred: Tensor, target: Tensor, mask: Tensor | VisiblePatches) -> Tensor:
         """The mean error over hidden patches.
 
         Args:
             pred (B, L, P): predictions.
             target (B, C, H, W): images.
-            mask (B, h, w): bool, True = hidden.
+            mask (B, h, w): bool, True = hidden; or its geometry.
 
         Returns:
             A scalar; with ``norm_pix``, 1.0 is about what predicting every patch's mean costs.
         """
         pred = pred if pred.dtype == target.dtype else pred.float()
-        return super().loss(pred, target, mask.flatten(1))
+        return super().loss(pred, target, hidden_places(pred, mask))
 
-    def picture(self, pred: Tensor, images: Tensor, mask: Tensor) -> Tensor:
+    def picture(self, pred: Tensor, images: Tensor, mask: Tensor | VisiblePatches) -> Tensor:
         """Paste predictions into the hidden patches of images.
 
         Args:
@@ -76,10 +78,11 @@ class PixelHead(MAEPretrainHead):
             (B, C, H, W) in the range of ``images``. Under ``norm_pix`` a patch takes mean and
             variance from the image, since the network does not predict them.
         """
-        patches = self.patchify(images)
-        pred = pred.to(patches.dtype)
+        patches = VisiblePatches.of(mask)
+        original = self.patchify(images)
+        pred = pred.to(original.dtype)
         if self.norm_pix:
-            var = patches.var(-1, keepdim=True)
-            pred = pred * (var + 1e-6).sqrt() + patches.mean(-1, keepdim=True)
-        pasted = pred.where(mask.flatten(1)[..., None], patches)
-        return self.unpatchify(pasted, tuple(mask.shape[-2:]))
+            var = original.var(-1, keepdim=True)
+            pred = pred * (var + 1e-6).sqrt() + original.mean(-1, keepdim=True)
+        pasted = pred.where(hidden_places(pred, patches)[..., None], original)
+        return self.unpatchify(pasted, patches.grid)

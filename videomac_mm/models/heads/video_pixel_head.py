@@ -6,9 +6,10 @@ import torch
 from mmengine.model import BaseModule
 from torch import Tensor
 
-from videomac_mm.models.masking import pick, token_indices
+from videomac_mm.models.masking import pick
 from videomac_mm.models.pixels import to_cubes
 from videomac_mm.registry import MODELS
+from videomac_mm.sparse import VisiblePatches
 
 _TARGETS = ('pixel', 'motion')
 _NORMS = ('channel', 'joint', None)
@@ -84,29 +85,36 @@ class VideoPixelHead(BaseModule):
         frames = dict(pixel=self.tubelet_size, motion=self.tubelet_size - 1)
         return tuple(frames[target] * area for target in self.targets)
 
-    def loss(self, preds: Sequence[Tensor], clips: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    def loss(
+        self, preds: Sequence[Tensor], clips: Tensor, mask: Tensor | VisiblePatches
+    ) -> dict[str, Tensor]:
         """Compare predictions with what is hidden.
 
         Args:
             preds: for each target, (B, n_hidden, P), hidden tokens in their order.
             clips (B, C, T, H, W): in [0, 1].
-            mask (B, t, h, w): bool, True = hidden.
+            mask (B, t, h, w): bool, True = hidden; or its geometry.
 
         Returns:
             ``loss_pixel`` and ``loss_motion``, weighted scalars in float32 at least; with
             normalisation, 1.0 is about what predicting the mean of every tubelet costs.
+
+        Raises:
+            TypeError, ValueError: if the mask is not one of tubelets of the clips.
         """
-        _, hidden = token_indices(mask)
+        patches = self._patches(clips, mask)
         losses = {}
         for name, pred, weight in zip(self.targets, preds, self.loss_weights):
-            cubes = self._pick(self._cubes(clips, name), hidden)
+            cubes = self._pick(self._cubes(clips, name), patches.hidden)
             mean, scale = self._statistics(cubes, name)
             target = ((cubes - mean) / scale).flatten(2)
             pred = pred if pred.dtype == target.dtype else pred.float()
             losses[f'loss_{name}'] = weight * self.loss_module(pred, target)
         return losses
 
-    def pictures(self, preds: Sequence[Tensor], clips: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    def pictures(
+        self, preds: Sequence[Tensor], clips: Tensor, mask: Tensor | VisiblePatches
+    ) -> dict[str, Tensor]:
         """Paste predictions into the hidden tubelets.
 
         Args:
@@ -115,12 +123,13 @@ class VideoPixelHead(BaseModule):
         Returns:
             ``original``, ``masked`` (hidden pixels are grey) and ``predicted`` for pixels;
             ``motion`` and ``predicted_motion``, what changes to the next frame of the tubelet,
-            as bright as the strongest motion of the clip allows. All (B, C, T, H, W) in [0, 1].
+            as bright as the strongest motion of the clip allows. All (B, C, T, H, W); what is
+            not a prediction is in [0, 1].
             What was normalised takes mean and deviation from the clip, since the network does
             not predict them.
         """
-        _, hidden = token_indices(mask)
-        grid = mask.shape[1:]
+        patches = self._patches(clips, mask)
+        hidden, grid = patches.hidden, patches.grid
         pictures = {}
         for name, pred in zip(self.targets, preds):
             cubes = self._cubes(clips, name)
@@ -128,7 +137,7 @@ class VideoPixelHead(BaseModule):
             pred = pred.to(cubes.dtype).unflatten(2, cubes.shape[2:]) * scale + mean
             pasted = cubes.flatten(0, 1).index_copy(0, hidden, pred.flatten(0, 1)).view_as(cubes)
             if name == 'pixel':
-                masked = cubes.masked_fill(mask.flatten(1)[..., None, None], 0.5)
+                masked = cubes.masked_fill(patches.mask.flatten(1)[..., None, None], 0.5)
                 pictures['original'] = clips
                 pictures['masked'] = self._join(masked, grid)
                 pictures['predicted'] = self._join(pasted, grid)
@@ -138,7 +147,19 @@ class VideoPixelHead(BaseModule):
                 for key, value in (('motion', cubes), ('predicted_motion', pasted)):
                     picture = self._join(value, grid) / most
                     pictures[key] = picture if self.motion_abs else (picture + 1) / 2
-        return {name: picture.clamp(0, 1) for name, picture in pictures.items()}
+        return pictures
+
+    def _patches(self, clips: Tensor, mask: Tensor | VisiblePatches) -> VisiblePatches:
+        """The geometry of the mask, checked to be that of tubelets of the clips."""
+        patches = VisiblePatches.of(mask)
+        size = self.tubelet_size, self.patch_size, self.patch_size
+        wanted = len(clips), *(whole // part for whole, part in zip(clips.shape[2:], size))
+        if tuple(patches.mask.shape) != wanted:
+            raise ValueError(
+                f'mask must have shape {wanted} for clips of shape {tuple(clips.shape)}, got '
+                f'{tuple(patches.mask.shape)}'
+            )
+        return patches
 
     def _cubes(self, clips: Tensor, name: str) -> Tensor:
         """(B, C, T, H, W) -> (B, N, frames * p * p, C), the tubelets of a target."""

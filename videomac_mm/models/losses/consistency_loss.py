@@ -3,7 +3,9 @@
 from mmpretrain.models.losses import PixelReconstructionLoss
 from torch import Tensor
 
+from videomac_mm.models.masking import hidden_places
 from videomac_mm.registry import MODELS
+from videomac_mm.sparse import VisiblePatches
 
 
 @MODELS.register_module()
@@ -18,18 +20,18 @@ class ConsistencyLoss(PixelReconstructionLoss):
         super().__init__(criterion='L2')
         self.loss_weight = loss_weight
 
-    def forward(self, pred: Tensor, target_pred: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, pred: Tensor, target_pred: Tensor, mask: Tensor | VisiblePatches) -> Tensor:
         """Compare two predictions over hidden patches.
 
         Args:
             pred (B, L, P): of the online network.
             target_pred (B, L, P): of the target network; gets no gradient.
-            mask (B, h, w): bool, True = hidden.
+            mask (B, h, w): bool, True = hidden; or its geometry.
 
         Returns:
             A scalar.
         """
         if pred.dtype.itemsize < 4:
             pred, target_pred = pred.float(), target_pred.float()
-        loss = super().forward(pred, target_pred.detach(), mask.flatten(1))
+        loss = super().forward(pred, target_pred.detach(), hidden_places(pred, mask))
         return self.loss_weight * loss

@@ -8,8 +8,9 @@ from mmengine.model import BaseModule, ModuleList
 from torch import Tensor, nn
 
 from videomac_mm.models.backbones.video_vit import FusedBlock, run_blocks
-from videomac_mm.models.masking import pick_shared, token_indices
+from videomac_mm.models.masking import pick_shared
 from videomac_mm.registry import MODELS
+from videomac_mm.sparse import VisiblePatches
 
 _INIT_CFG = [
     dict(type='Xavier', layer='Linear', distribution='uniform', bias=0.0),
@@ -100,28 +101,32 @@ class TokenDecoder(BaseModule):
             decoder.proj.reset_parameters()
             nn.init.trunc_normal_(decoder.mask_token, std=0.02, a=-0.02, b=0.02)
 
-    def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, x: Tensor, mask: Tensor | VisiblePatches) -> tuple[Tensor, ...]:
         """Predict the hidden tokens.
 
         Args:
             x (B, n_visible, C): the encoder's tokens.
-            mask (B, t, h, w): bool, True = hidden; t*h*w = num_patches.
+            mask (B, t, h, w): bool, True = hidden, t*h*w = num_patches; or its geometry.
 
         Returns:
             For each of ``pred_dims``, (B, n_hidden, P): hidden tokens in their order.
 
         Raises:
-            ValueError: if tokens, mask and positions do not fit each other.
+            TypeError, ValueError: if tokens, mask and positions do not fit each other.
         """
-        if mask[0].numel() != self.pos_embed.shape[1]:
+        patches = VisiblePatches.of(mask)
+        if patches.num_patches != self.pos_embed.shape[1]:
             raise ValueError(
                 f'the decoder has num_patches={self.pos_embed.shape[1]} positions, a mask of '
-                f'{tuple(mask.shape)} has {mask[0].numel()}'
+                f'{tuple(patches.mask.shape)} has {patches.num_patches}'
             )
-        visible, hidden = token_indices(mask)
-        if x.shape[0] * x.shape[1] != len(visible):
+        if tuple(x.shape[:2]) != (patches.batch_size, patches.num_visible):
             raise ValueError(
-                f'the mask leaves {len(visible)} tokens visible, got {x.shape[0]} x {x.shape[1]}'
+                f'the mask shows {patches.num_visible} tokens of each of {patches.batch_size} '
+                f'samples, got tokens of shape {tuple(x.shape)}'
             )
-        positions = [pick_shared(self.pos_embed, rows, len(x)) for rows in (visible, hidden)]
-        return tuple(pred for decoder in self.decoders for pred in decoder(x, *positions))
+        visible, hidden = (
+            pick_shared(self.pos_embed, places, len(x))
+            for places in (patches.visible, patches.hidden)
+        )
+        return tuple(pred for decoder in self.decoders for pred in decoder(x, visible, hidden))

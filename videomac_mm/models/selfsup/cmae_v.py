@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor, nn
 
-from videomac_mm.models.pixels import to_pixels
 from videomac_mm.models.selfsup.videomae import VideoMAE
 from videomac_mm.models.target_network import HasTarget, TargetNetwork
 from videomac_mm.registry import MODELS
+from videomac_mm.sparse import VisiblePatches
 
 
 @MODELS.register_module()
@@ -57,14 +57,15 @@ class CMAEV(HasTarget, VideoMAE):
         self,
         inputs: Tensor,
         data_samples: list | None = None,
-        mask: Tensor | None = None,
+        mask: Tensor | VisiblePatches | None = None,
     ) -> dict[str, Tensor]:
         """The error of hidden tubelets, and of telling videos apart.
 
         Args:
             inputs (B, 2, C, T, H, W): a clip and a later one of each video, normalised.
             data_samples: unused.
-            mask (B, t, h, w): bool, True = hidden, of the first clip; drawn at random if None.
+            mask (B, t, h, w): bool, True = hidden, of the first clip, or its geometry; drawn at
+                random if None.
 
         Returns:
             ``loss_pixel`` and ``loss_contrast``.
@@ -72,34 +73,33 @@ class CMAEV(HasTarget, VideoMAE):
         Raises:
             ValueError, TypeError: for inputs or a mask of the wrong shape or type.
         """
-        clips, later_clips = self._pair(inputs)
-        mask = self._mask(clips, mask)
-        tokens = self.backbone(clips, mask)
-        losses = self.head.loss(
-            self.neck(tokens, mask), to_pixels(clips, self.data_preprocessor), mask
-        )
+        clips, later_clips = self._pairs(inputs)
+        patches = self.patches(clips, mask)
+        tokens = self.backbone(clips, patches)
+        losses = self.head.loss(self.neck(tokens, patches), self.pixels(clips), patches)
         with torch.no_grad():
-            later_tokens = self.target.backbone(later_clips, torch.zeros_like(mask))
+            later_tokens = self.target.backbone(later_clips, patches.everything())
             (key,) = self.target.projector([later_tokens.mean(1)])
         (query,) = self.projector([tokens.mean(1)])
         losses['loss_contrast'] = self.contrast_head.loss(query, key)
         return losses
 
-    def reconstruct(self, inputs: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
-        """Show what the network sees of the first clips, and what it makes of them.
+    def reconstruct(
+        self, inputs: Tensor, mask: Tensor | VisiblePatches | None = None
+    ) -> dict[str, Tensor]:
+        """As `MaskedAutoencoder.reconstruct`, of the first clip of each video.
 
         Args:
-            inputs (B, 2, C, T, H, W), mask (B, t, h, w): as in `loss`.
-
-        Returns:
-            As `VideoMAE`, (B, C, T, H, W).
+            inputs (B, V, C, T, H, W): V is 1 or 2.
+            mask (B, t, h, w): as in `loss`.
         """
         return super().reconstruct(inputs[:, :1] if inputs.ndim == 6 else inputs, mask)
 
-    def _pair(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    def _pairs(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """The first and the later clip of each video, each (B, C, T, H, W)."""
         if inputs.ndim != 6 or inputs.shape[1] != 2:
             raise ValueError(
                 'CMAE-V needs two clips of each video (B, 2, C, T, H, W), got a tensor of shape '
                 f'{tuple(inputs.shape)}; SampleClips(max_shift=...) gives them'
             )
-        return inputs.unbind(1)
+        return self.clips(inputs).unflatten(0, (-1, 2)).unbind(1)

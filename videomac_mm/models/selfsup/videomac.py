@@ -1,17 +1,16 @@
 """VideoMAC: masked autoencoders of two frames that must agree."""
 
 import torch
-from mmpretrain.models.selfsup import BaseSelfSupervisor
 from torch import Tensor, nn
 
-from videomac_mm.models.pixels import to_pixels
+from videomac_mm.models.selfsup.base import MaskedAutoencoder
 from videomac_mm.models.target_network import HasTarget, TargetNetwork
-from videomac_mm.registry import MODELS, TASK_UTILS
+from videomac_mm.registry import MODELS
 from videomac_mm.sparse import VisiblePatches
 
 
 @MODELS.register_module()
-class VideoMAC(HasTarget, BaseSelfSupervisor):
+class VideoMAC(HasTarget, MaskedAutoencoder):
     """`VideoMAC: Video Masked Autoencoders Meet ConvNets
     <https://arxiv.org/abs/2402.19082>`_.
 
@@ -20,16 +19,15 @@ class VideoMAC(HasTarget, BaseSelfSupervisor):
     online network is drawn to what the target predicts. `TargetEMAHook` moves the target.
 
     Args:
-        backbone: a sparse encoder, ``forward(x, mask) -> tuple`` of maps, where ``mask`` is
-            given as `VisiblePatches`.
+        backbone: a sparse encoder of frames, ``forward(x, mask) -> tuple`` of maps.
         neck: the decoder, ``forward(x, mask) -> (B, L, P)``.
         head: `PixelHead`.
         mask_generator: Defaults to `RandomPatchMask`: 32-pixel patches, 75 % hidden.
         consistency_loss: Defaults to `ConsistencyLoss` with weight 1.
-        data_preprocessor: must be written out: ``mmaction.ActionDataPreprocessor`` with
-            ``format_shape='NCTHW'``.
-        init_cfg: initialisation. Defaults to None.
+        data_preprocessor, init_cfg: as `MaskedAutoencoder`.
     """
+
+    encodes_frames = True
 
     def __init__(
         self,
@@ -41,10 +39,7 @@ class VideoMAC(HasTarget, BaseSelfSupervisor):
         data_preprocessor: dict | nn.Module | None = None,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
-        super().__init__(
-            backbone, neck, head, data_preprocessor=data_preprocessor, init_cfg=init_cfg
-        )
-        self.mask_generator = TASK_UTILS.build(mask_generator)
+        super().__init__(backbone, neck, head, mask_generator, data_preprocessor, init_cfg)
         self.consistency_loss = MODELS.build(consistency_loss)
         self.target = TargetNetwork(backbone=self.backbone, neck=self.neck)
 
@@ -52,15 +47,15 @@ class VideoMAC(HasTarget, BaseSelfSupervisor):
         self,
         inputs: Tensor,
         data_samples: list | None = None,
-        mask: Tensor | None = None,
+        mask: Tensor | VisiblePatches | None = None,
     ) -> dict[str, Tensor]:
         """The three terms; their sum is the total of the paper.
 
         Args:
             inputs (B, V, C, 2, H, W): V pairs of frames per video, normalised.
             data_samples: unused.
-            mask (B*V, h, w): bool, True = hidden, the same for both frames; drawn at random
-                if None.
+            mask (B*V, h, w): bool, True = hidden, the same for both frames, or its geometry;
+                drawn at random if None.
 
         Returns:
             ``loss_online``, ``loss_target`` (reported: no gradient flows from it) and
@@ -69,76 +64,42 @@ class VideoMAC(HasTarget, BaseSelfSupervisor):
         Raises:
             ValueError, TypeError: for inputs or a mask of the wrong shape or type.
         """
-        frame, later_frame = self._frames(inputs)
-        mask = self._mask(frame, mask)
-        pred, target_pred = self._predict(frame, later_frame, mask)
+        clips = self.clips(inputs)
+        patches = self.patches(clips, mask)
+        pred, target_pred = self._predict(clips, patches)
+        frame, later_frame = clips.unbind(2)
         return dict(
-            loss_online=self.head.loss(pred, frame, mask),
-            loss_target=self.head.loss(target_pred, later_frame, mask),
-            loss_consistency=self.consistency_loss(pred, target_pred, mask),
+            loss_online=self.head.loss(pred, frame, patches),
+            loss_target=self.head.loss(target_pred, later_frame, patches),
+            loss_consistency=self.consistency_loss(pred, target_pred, patches),
         )
 
-    @torch.no_grad()
-    def reconstruct(self, inputs: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
-        """Show what the networks see and what they make of it.
+    def pictures(self, clips: Tensor, patches: VisiblePatches) -> dict[str, Tensor]:
+        """The first frame is the online network's, the second the target's.
 
-        Args:
-            inputs (B, V, C, 2, H, W): as in `loss`.
-            mask (B*V, h, w): as in `loss`.
-
-        Returns:
-            ``original``, ``masked`` (hidden pixels have the mean colour) and ``predicted``
-            (pasted into the visible pixels), each (B*V, C, 2, H, W) in [0, 1]; the first frame
-            is the online network's, the second the target's.
+        Hidden pixels of ``masked`` have the mean colour.
         """
-        frames = self._frames(inputs)
-        mask = self._mask(frames[0], mask)
-        preds = self._predict(*frames, mask)
-        predicted = [self.head.picture(*pair, mask) for pair in zip(preds, frames)]
-        original = torch.stack(frames, 2)  # (B*V, C, 2, H, W)
-        hidden = nn.functional.interpolate(mask[:, None].float(), original.shape[-2:])
-        pictures = dict(
-            original=original,
-            masked=original.masked_fill(hidden[:, :, None].bool(), 0.0),
-            predicted=torch.stack(predicted, 2),
-        )
-        return {
-            name: to_pixels(picture, self.data_preprocessor).clamp(0, 1)
-            for name, picture in pictures.items()
-        }
+        pairs = zip(self._predict(clips, patches), clips.unbind(2))
+        predicted = torch.stack([self.head.picture(*pair, patches) for pair in pairs], 2)
+        hidden = nn.functional.interpolate(patches.mask[:, None].float(), clips.shape[-2:])
+        masked = clips.masked_fill(hidden[:, :, None].bool(), 0.0)
+        pictures = dict(original=clips, masked=masked, predicted=predicted)
+        return {name: self.pixels(picture) for name, picture in pictures.items()}
 
-    def extract_feat(self, inputs: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
-        """Features of the online backbone.
-
-        Args:
-            inputs (B, C, H, W): images, or (B, V, C, T, H, W): clips, whose frames become
-                B*V*T images.
-            mask: for as many images; True = hidden.
-
-        Returns:
-            As the backbone.
-        """
-        if inputs.ndim == 6:
-            inputs = inputs.transpose(2, 3).flatten(0, 2)
-        return self.backbone(inputs, mask)
-
-    def _predict(self, frame: Tensor, later_frame: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        patches = VisiblePatches(mask)  # its tables serve both networks
-        pred = self.neck(self.backbone(frame, patches)[-1], mask)
-        with torch.no_grad():
-            features = self.target.backbone(later_frame, patches)[-1]
-            target_pred = self.target.neck(features, mask)
-        return pred, target_pred
-
-    def _frames(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    def clips(self, inputs: Tensor) -> Tensor:
+        """As `MaskedAutoencoder.clips`; they must be pairs of frames."""
         if inputs.ndim != 6 or inputs.shape[3] != 2:
             raise ValueError(
                 'VideoMAC needs pairs of frames (B, V, C, 2, H, W), got a tensor of shape '
                 f'{tuple(inputs.shape)}'
             )
-        return inputs.flatten(0, 1).unbind(2)
+        return super().clips(inputs)
 
-    def _mask(self, frame: Tensor, mask: Tensor | None) -> Tensor:
-        if mask is None:
-            return self.mask_generator(frame)
-        return self.mask_generator.check(mask, frame)
+    def _predict(self, clips: Tensor, patches: VisiblePatches) -> tuple[Tensor, Tensor]:
+        """All patches of the first frames by the online network, of the later by the target."""
+        frame, later_frame = clips.unbind(2)
+        pred = self.neck(self.backbone(frame, patches)[-1], patches)
+        with torch.no_grad():
+            features = self.target.backbone(later_frame, patches)[-1]
+            target_pred = self.target.neck(features, patches)
+        return pred, target_pred
