@@ -15,6 +15,7 @@ from tests.test_models import test_videomae
 from tests.test_models.test_videomae import GRID, assert_every_part_learns, randomise
 from videomac_mm.engine import TargetEMAHook
 from videomac_mm.models import CMAEV, GatheredBatchNorm1d
+from videomac_mm.registry import MODELS
 
 TEMPERATURE = 0.2
 
@@ -32,7 +33,7 @@ def parts(**changes: dict) -> dict:
     cfg = dict(
         projector=dict(mlp, in_channels=12),
         contrast_head=dict(
-            type='mmpretrain.MoCoV3Head',
+            type='videomac_mm.ContrastHead',
             predictor=dict(mlp, in_channels=6),
             temperature=TEMPERATURE,
             loss=dict(type='mmpretrain.CrossEntropyLoss', loss_weight=2 * TEMPERATURE),
@@ -110,6 +111,22 @@ def test_contrast__is_small_where_videos_are_told_apart(model):
     head.predictor.forward = lambda x: x
     keys = torch.eye(6, dtype=torch.float64)
     assert head.loss(keys, keys) < 0.02 < 1 < head.loss(keys, keys.roll(1, 0))
+
+
+def test_contrast__is_that_of_mmpretrain(model):
+    ours, theirs = (
+        model.contrast_head,
+        MODELS.build({**parts()['contrast_head'], 'type': 'mmpretrain.MoCoV3Head'}).double(),
+    )
+    theirs.load_state_dict(ours.state_dict())
+    query = torch.randn(5, 6, dtype=torch.float64, requires_grad=True)
+    key = torch.randn(5, 6, dtype=torch.float64)
+    results = []
+    for head in (ours, theirs):
+        loss = head.loss(query, key)
+        results.append([loss, *torch.autograd.grad(loss, [query, *head.parameters()])])
+    for got, want in zip(*results):
+        torch.testing.assert_close(got, want)
 
 
 @pytest.mark.parametrize('initialised', [False, True])

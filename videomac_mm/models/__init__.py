@@ -6,6 +6,7 @@ from videomac_mm.models.backbones.temporal_shift import TemporalShifted
 from videomac_mm.models.backbones.video_vit import VideoVisionTransformer
 from videomac_mm.models.data_preprocessor import CropPreprocessor
 from videomac_mm.models.gathered_batch_norm import GatheredBatchNorm1d
+from videomac_mm.models.heads.contrast_head import ContrastHead
 from videomac_mm.models.heads.pixel_head import PixelHead
 from videomac_mm.models.heads.video_pixel_head import VideoPixelHead
 from videomac_mm.models.initialization import ByName
@@ -31,6 +32,7 @@ __all__ = [
     'ByName',
     'CMAEV',
     'ConsistencyLoss',
+    'ContrastHead',
     'ConvVisionTransformer',
     'CropPreprocessor',
     'GatheredBatchNorm1d',

@@ -16,7 +16,7 @@ model = dict(
     type='videomac_mm.CMAEV',
     projector=dict(mlp, in_channels=768),
     contrast_head=dict(
-        type='mmpretrain.MoCoV3Head',
+        type='videomac_mm.ContrastHead',
         predictor=dict(mlp, in_channels=256),
         temperature=temperature,
         loss=dict(type='mmpretrain.CrossEntropyLoss', loss_weight=2 * temperature),

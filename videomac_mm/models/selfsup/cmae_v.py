@@ -23,8 +23,8 @@ class CMAEV(HasTarget, VideoMAE):
         backbone, neck, head, mask_generator, data_preprocessor, init_cfg: as `VideoMAE`.
         projector: from tokens to the space of comparison; has a target copy.
             ``mmpretrain.NonLinearNeck``.
-        contrast_head: a predictor and the loss. ``mmpretrain.MoCoV3Head``, which takes the keys
-            of all processes.
+        contrast_head: a predictor and the loss. `ContrastHead`, which takes the keys of all
+            processes.
 
     Raises:
         ValueError: as `VideoMAE`.
