@@ -262,7 +262,7 @@ def halo_places(neighbours: Tensor, side: int, before: int, after: int) -> Tenso
     exists = (exists[:, None, :, None] & exists[None, :, None, :]).flatten()
     near = neighbours.index_select(1, tile.flatten()).long()
     places = near * size**2 + inside.flatten()
-    return places.where((near >= 0) & exists, -1).view(len(neighbours) * side**2, -1)
+    return places.where((near >= 0) & exists, -1).view(-1, (-(-size // side)) ** 2)
 
 
 def rows_of(maps: Tensor) -> Tensor:

@@ -86,14 +86,16 @@ class PatchConv2d(nn.Conv2d):
 
     def _inside(self, x: Tensor, stride: int) -> Tensor:
         """A conv of 1×1, or one whose stride is its kernel: one matrix product for all tiles."""
+        num = x.shape[-1] // stride
         x = x.permute(0, 2, 3, 1)  # (N, p, p, C)
         if self.kernel_size[0] == 1:
-            x = x[:, ::stride, ::stride]
+            rows = x[:, ::stride, ::stride].reshape(-1, self.in_channels)
         else:
             x = x.unflatten(2, (-1, stride)).unflatten(1, (-1, stride))
-            x = x.transpose(2, 3).flatten(3)  # (N, n, k, n, k, C) -> (N, n, n, k*k*C)
+            rows = x.transpose(2, 3).flatten(3).flatten(0, 2)  # (N, n, k, n, k, C) to (M, k*k*C)
         weight = self.weight.permute(0, 2, 3, 1).flatten(1)
-        return F.linear(x, weight, self.bias).permute(0, 3, 1, 2)
+        out = F.linear(rows, weight, self.bias)
+        return out.view(-1, num, num, self.out_channels).permute(0, 3, 1, 2)
 
 
 class Window:

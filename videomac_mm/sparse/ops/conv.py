@@ -14,7 +14,7 @@ from torch import Tensor
 from videomac_mm.sparse.geometry import VisiblePatches, rows_of
 from videomac_mm.sparse.ops import library, triton_depthwise
 from videomac_mm.sparse.ops.halo import check_neighbours, halo
-from videomac_mm.sparse.ops.operator import check_tensor, define
+from videomac_mm.sparse.ops.operator import check_tensor, define, is_transformed
 
 # The CPU kernel for depth-wise convs.
 _SIDE = 7
@@ -59,6 +59,8 @@ def conv2d(
         TypeError, ValueError: if the arguments do not fit each other.
     """
     window = stride, before, dilation, groups
+    if is_transformed():
+        return conv2d_on_halos(tiles, weight, bias, patches, *window)
     return _conv2d(tiles, weight, bias, _neighbours(tiles, weight, patches, *window), *window)
 
 
@@ -116,7 +118,7 @@ def _to_weight(tiles, grad, neighbours, kernel, *window) -> tuple[Tensor, Tensor
     weight = _weight_like(tiles, grad, kernel, groups)
     surrounded = halo(tiles, neighbours, before, _after(weight, *window))
     is_depthwise = tiles.shape[1] == grad.shape[1] == groups and stride == dilation == 1
-    if is_depthwise and tiles.device.type == 'cpu':
+    if is_depthwise and tiles.device.type == 'cpu' and tiles.numel() > 0:
         # A depth-wise conv again, whose kernel is the gradient and whose groups are all images
         # and channels: up to 16 times as fast as oneDNN's own gradient.
         num_pieces = -(-surrounded.numel() // _PIECE)
@@ -125,7 +127,7 @@ def _to_weight(tiles, grad, neighbours, kernel, *window) -> tuple[Tensor, Tensor
     else:
         to_weight = _torch_gradients(grad, surrounded, weight, window, input=False)
     wide = _sum_type(grad)
-    return to_weight.to(wide).contiguous(), grad.sum((0, 2, 3), dtype=wide)
+    return _channels_last(to_weight.to(wide)), grad.sum((0, 2, 3), dtype=wide)
 
 
 def _torch_gradients(grad, x, weight, window, input) -> Tensor:
@@ -198,7 +200,7 @@ def _to_weight_cpu(tiles, grad, neighbours, kernel, *window) -> tuple[Tensor, Te
     out = rows.new_empty(columns, kernel, kernel, channels)
     sizes = num, channels, columns, side, kernel, stride, before, _reach(neighbours)
     library.call('pairs_weight', rows, upstream, near, out, *sizes)
-    return out.permute(0, 3, 1, 2).contiguous(), rows_of(grad).sum(0)
+    return out.permute(0, 3, 1, 2), rows_of(grad).sum(0)
 
 
 def _forward_cuda(tiles, weight, bias, neighbours, *window) -> Tensor:
@@ -284,7 +286,8 @@ def _flipped_taps(tiles: Tensor, weight: Tensor) -> Tensor:
 
 def _from_taps(taps: Tensor) -> tuple[Tensor, Tensor]:
     kernel = math.isqrt(len(taps) - 1)
-    return taps[:-1].t().reshape(-1, 1, kernel, kernel).contiguous(), taps[-1].clone()
+    weight = taps[:-1].t().reshape(-1, kernel, kernel, 1)
+    return weight.permute(0, 3, 1, 2), taps[-1].clone()
 
 
 def _sum_type(tiles: Tensor) -> torch.dtype:
@@ -361,8 +364,9 @@ def _fake_maps(tiles: Tensor, channels: int, side: int) -> Tensor:
 
 def _fake_weight(tiles, grad, neighbours, kernel, *window) -> tuple[Tensor, Tensor]:
     wide = _sum_type(tiles)
-    size = grad.shape[1], tiles.shape[1] // window[-1], kernel, kernel
-    return tiles.new_empty(size, dtype=wide), tiles.new_empty(grad.shape[1], dtype=wide)
+    size = grad.shape[1], kernel, kernel, tiles.shape[1] // window[-1]
+    weight = tiles.new_empty(size, dtype=wide).permute(0, 3, 1, 2)
+    return weight, tiles.new_empty(grad.shape[1], dtype=wide)
 
 
 def _keep_forward(ctx, inputs, output) -> None:

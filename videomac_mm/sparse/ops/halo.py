@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from videomac_mm.sparse.geometry import halo_places, maps_of, rows_of, window_rows
-from videomac_mm.sparse.ops.operator import check_tensor, define
+from videomac_mm.sparse.ops.operator import check_tensor, define, is_transformed
 
 
 def halo(tiles: Tensor, neighbours: Tensor, before: int, after: int, fill: float = 0.0) -> Tensor:
@@ -26,6 +26,8 @@ def halo(tiles: Tensor, neighbours: Tensor, before: int, after: int, fill: float
     Raises:
         TypeError, ValueError: if the arguments do not fit each other.
     """
+    if is_transformed():
+        return _surround(tiles, neighbours, before, after, fill)
     return _halo(tiles, neighbours, before, after, fill)
 
 
@@ -72,7 +74,7 @@ def _sums_of_rows(rows: Tensor, table: Tensor, fill: float = 0.0) -> Tensor:
     table = table.where(table >= 0, len(rows) - 1)
     if table.shape[1] == 1:
         return rows.index_select(0, table.flatten())
-    return rows.index_select(0, table.flatten()).view(*table.shape, -1).sum(1)
+    return rows.index_select(0, table.flatten()).view(*table.shape, rows.shape[1]).sum(1)
 
 
 def _like(tiles: Tensor, side: int) -> Tensor:

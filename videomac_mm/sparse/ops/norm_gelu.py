@@ -9,6 +9,7 @@ from videomac_mm.sparse.ops.operator import (
     check_tensor,
     define,
     differentiable_gradients,
+    is_transformed,
     num_chunks,
 )
 
@@ -30,6 +31,10 @@ def norm_gelu(
     Raises:
         TypeError, ValueError: if the arguments do not fit each other.
     """
+    # Graph compilers make one kernel of the composition where there is none of ours.
+    compiles = torch.compiler.is_compiling() and x.device.type != 'cpu'
+    if compiles or is_transformed():
+        return _composition(x, weight, bias, residual, eps)
     return _norm_gelu(x, weight, bias, residual, eps)[0]
 
 
@@ -54,7 +59,8 @@ def _backward(grad, x, weight, bias, residual, mean, rstd) -> tuple[Tensor, ...]
     to_normed = to_sum * weight
     products = (to_normed * normed).mean(1, keepdim=True)
     to_x = (to_normed - to_normed.mean(1, keepdim=True) - normed * products) * scale
-    return to_x.to(x.dtype), (to_sum * normed).sum(0), to_sum.sum(0), to_sum.to(x.dtype)
+    to_residual = _like_residual(x, residual) if residual is None else to_sum.to(x.dtype)
+    return to_x.to(x.dtype), (to_sum * normed).sum(0), to_sum.sum(0), to_residual
 
 
 def _forward_cpu(x, weight, bias, residual, eps) -> tuple[Tensor, Tensor, Tensor]:
@@ -71,7 +77,7 @@ def _backward_cpu(grad, x, weight, bias, residual, mean, rstd) -> tuple[Tensor, 
         return NotImplemented
     chunks = num_chunks(1, len(x))
     inputs = [_contiguous(tensor) for tensor in (grad, x, weight, bias, residual, mean, rstd)]
-    out, to_residual = torch.empty_like(inputs[1]), torch.empty_like(inputs[1])
+    out, to_residual = torch.empty_like(inputs[1]), _like_residual(x, residual)
     sums = x.new_empty(chunks, 2, x.shape[1], dtype=torch.float64)
     library.call('norm_gelu_backward', *inputs, out, to_residual, sums, chunks, *x.shape)
     to_weight, to_bias = sums.sum(0).float()
@@ -86,6 +92,11 @@ def _fits(*tensors: Tensor | None) -> bool:
 
 def _contiguous(tensor: Tensor | None) -> Tensor | None:
     return tensor if tensor is None else tensor.contiguous()
+
+
+def _like_residual(x: Tensor, residual: Tensor | None) -> Tensor:
+    """Memory for the residual's gradient; none where there is no residual."""
+    return x.new_empty((0, x.shape[1]) if residual is None else x.shape)
 
 
 def _wide(x: Tensor) -> torch.dtype:
@@ -113,7 +124,7 @@ def _fake(x, weight, bias, residual, eps) -> tuple[Tensor, Tensor, Tensor]:
 
 def _fake_backward(grad, x, weight, bias, residual, mean, rstd) -> tuple[Tensor, ...]:
     sums = (x.new_empty(x.shape[1], dtype=_wide(x)) for _ in range(2))
-    return x.new_empty(x.shape), *sums, x.new_empty(x.shape)
+    return x.new_empty(x.shape), *sums, _like_residual(x, residual)
 
 
 def _keep(ctx, inputs, output) -> None:

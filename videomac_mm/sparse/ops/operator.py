@@ -3,7 +3,8 @@
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import _C, Tensor
+from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
 NAMESPACE = 'videomac_mm'
@@ -135,6 +136,15 @@ def differentiable_gradients(
     wanted = [arg for arg, is_needed in zip(args, needed) if is_needed]
     grads = iter(torch.autograd.grad(out, wanted, grad, create_graph=True))
     return tuple(next(grads) if is_needed else None for is_needed in needed)
+
+
+def is_transformed() -> bool:
+    """Whether `torch.func` or forward-mode differentiation is at work.
+
+    Operators have rules for reverse mode alone, and forward mode would lose tangents without an
+    error. Compositions of torch's own operations take their place then.
+    """
+    return _C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def num_chunks(groups: int, rows: int) -> int:

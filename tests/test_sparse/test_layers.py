@@ -9,7 +9,7 @@ from videomac_mm.sparse import (
     PatchGRN,
     PatchMaxPool2d,
     VisiblePatches,
-    patchify,
+    set_backend,
 )
 
 CONVS = [
@@ -31,10 +31,11 @@ CONVS = [
     [(cfg, side) for cfg in CONVS for side in (1, 2, 4, 8) if side % cfg.get('stride', 1) == 0],
     ids=str,
 )
-@pytest.mark.parametrize('execution', ['auto', 'halo', 'canvas'])
-def test_conv__equals_dense_conv_on_zeroed_maps(cfg, side, execution):
+@pytest.mark.parametrize('backend', ['auto', 'torch'])
+def test_conv__equals_dense_conv_on_zeroed_maps(cfg, side, backend):
     mask = random_mask(2, (3, 4), 5)
-    conv = PatchConv2d(4, 8, execution=execution, dtype=torch.float64, **cfg)
+    conv = PatchConv2d(4, 8, dtype=torch.float64, **cfg)
+    set_backend(conv, backend)
     maps = torch.randn(2, 4, 3 * side, 4 * side, dtype=torch.float64, requires_grad=True)
     patches = VisiblePatches(mask)
 
@@ -50,30 +51,28 @@ def test_conv__equals_dense_conv_on_zeroed_maps(cfg, side, execution):
         torch.testing.assert_close(got, want)
 
 
-@pytest.mark.parametrize('execution', ['halo', 'canvas'])
-def test_conv__second_derivatives(execution):
+@pytest.mark.parametrize('backend', ['auto', 'torch'])
+def test_conv__second_derivatives(backend):
     patches = VisiblePatches(random_mask(1, (2, 2), 2))
-    conv = PatchConv2d(2, 2, 3, padding=1, execution=execution).double()
+    conv = PatchConv2d(2, 2, 3, padding=1).double()
+    set_backend(conv, backend)
     tiles = torch.randn(2, 2, 2, 2, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: conv(x, patches), tiles)
     assert torch.autograd.gradgradcheck(lambda x: conv(x, patches).square(), tiles)
 
 
-@pytest.mark.parametrize('groups, wanted', [(2, [8]), (1, [8, 4])])
-def test_conv__auto_takes_what_costs_less(monkeypatch, groups, wanted):
-    patches = VisiblePatches(random_mask(1, (7, 7), 12))
-    conv = PatchConv2d(2, 2, 7, padding=3, groups=groups)
-    halos = []
-    halo = VisiblePatches.halo
-
-    def record(self, x, *args):
-        halos.append(x.shape[-1])
-        return halo(self, x, *args)
-
-    monkeypatch.setattr(VisiblePatches, 'halo', record)
-    for side in (8, 4, 2, 1):  # 12*14² < 56², but 12*10² > 28²; matrices from 2 on
-        conv(torch.randn(12, 2, side, side), patches)
-    assert halos == wanted
+def test_conv__follows_a_change_of_its_settings():
+    mask = random_mask(2, (3, 3), 4)
+    patches, maps = VisiblePatches(mask), torch.randn(2, 4, 12, 12)
+    conv = PatchConv2d(4, 4, 3, stride=2, padding=1)
+    conv.stride = (1, 1)
+    dense = conv(maps.masked_fill(expand(mask, (12, 12)), 0.0))
+    sparse = patches.unpack(conv(patches.pack(maps), patches))
+    torch.testing.assert_close(sparse, dense.masked_fill(expand(mask, (12, 12)), 0.0))
+    down = PatchConv2d(4, 4, 2, stride=2)
+    down.stride = (1, 1)  # a row of the result would be missing
+    with pytest.raises(ValueError, match='kernel - stride <= .*; got kernel 2, stride 1'):
+        down(patches.pack(maps), patches)
 
 
 @pytest.mark.parametrize('cfg', [dict(kernel_size=3), dict(kernel_size=4, padding=2)], ids=str)
@@ -83,8 +82,6 @@ def test_conv__that_changes_the_grid_is_refused(cfg):
 
 
 def test_conv__bad_arguments_are_named():
-    with pytest.raises(ValueError, match="got 'fast'"):
-        PatchConv2d(2, 2, 1, execution='fast')
     with pytest.raises(ValueError, match="padding_mode must be 'zeros', got 'reflect'"):
         PatchConv2d(4, 4, 3, padding=1, padding_mode='reflect')
     with pytest.raises(ValueError, match='square windows'):
@@ -92,16 +89,6 @@ def test_conv__bad_arguments_are_named():
     conv, patches = PatchConv2d(2, 2, 3, 2, 1), VisiblePatches(random_mask(1, (2, 2), 1))
     with pytest.raises(ValueError, match='side 1 cannot be strided by 2'):
         conv(torch.randn(1, 2, 1, 1), patches)
-
-
-def test_patchify__equals_the_conv_and_its_gradients():
-    conv = nn.Conv2d(3, 5, 2, stride=2).double()
-    tiles = torch.randn(4, 3, 6, 6, dtype=torch.float64, requires_grad=True)
-    outs = conv(tiles), patchify(conv, tiles)
-    torch.testing.assert_close(*outs)
-    upstream = torch.randn_like(outs[0])
-    grads = [torch.autograd.grad(out, [tiles, *conv.parameters()], upstream) for out in outs]
-    torch.testing.assert_close(*grads)
 
 
 def test_max_pool__ignores_hidden_sites_even_for_negative_maps():
@@ -143,6 +130,27 @@ def test_grn__gradient_is_finite_where_a_channel_is_zero():
     x = torch.zeros(1, 2, 2, 3, requires_grad=True)
     grn(x).sum().backward()
     assert x.grad.isfinite().all()
+
+
+def test_grn__dense_is_twice_differentiable():
+    grn = PatchGRN(3).double()
+    nn.init.normal_(grn.gamma)
+    x = torch.randn(2, 2, 2, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(grn, x)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_grn__half_precision_sums_in_single(dtype):
+    # The energy of a channel, 2048 * 100, and the gradients' sum exceed float16.
+    grn = PatchGRN(4)
+    nn.init.ones_(grn.gamma)
+    x = torch.full((1, 64, 32, 4), 10.0, dtype=dtype, requires_grad=True)
+
+    out = grn(x)
+    out.float().sum().backward()
+
+    assert out.dtype == x.grad.dtype == dtype
+    assert (out == 20).all() and x.grad.isfinite().all()
 
 
 def test_grn__unknown_scope_is_named():

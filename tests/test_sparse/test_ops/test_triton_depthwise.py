@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from tests.masks import random_mask
-from videomac_mm.sparse import PatchConv2d, VisiblePatches, triton_depthwise
-from videomac_mm.sparse.depthwise import depthwise_conv2d
-from videomac_mm.sparse.triton_depthwise import is_available
+from videomac_mm.sparse import PatchConv2d, VisiblePatches, ops, set_backend
+from videomac_mm.sparse.ops import triton_depthwise
 
 without_triton = pytest.mark.skipif(
     not triton_depthwise._SUPPORTED, reason='Triton is missing, or older than 3.3'
@@ -44,12 +43,20 @@ def layer_and_tiles(
     dtype: torch.dtype = torch.float64,
 ) -> tuple[PatchConv2d, Tensor, VisiblePatches]:
     patches = VisiblePatches(mask.to(device))
-    conv = PatchConv2d(
-        channels, channels, kernel, padding=kernel // 2, groups=channels, execution='canvas'
-    ).to(device, dtype)
+    conv = PatchConv2d(channels, channels, kernel, padding=kernel // 2, groups=channels)
+    conv = conv.to(device, dtype)
+    set_backend(conv, 'torch')
     shape = patches.batch_size * patches.num_visible, channels, side, side
     tiles = torch.randn(shape, device=device, dtype=dtype)
     return conv, tiles.to(memory_format=torch.channels_last).requires_grad_(), patches
+
+
+def depthwise_conv2d(
+    tiles: Tensor, weight: Tensor, bias: Tensor | None, patches: VisiblePatches
+) -> Tensor:
+    before, groups = weight.shape[-1] // 2, len(weight)
+    assert triton_depthwise.fits(tiles, weight, 1, before, 1, groups)
+    return ops.conv2d(tiles, weight, bias, patches, before=before, groups=groups)
 
 
 def values_and_gradients(out: Tensor, upstream: Tensor, *inputs: Tensor) -> list[Tensor]:
@@ -71,10 +78,9 @@ def values_and_gradients(out: Tensor, upstream: Tensor, *inputs: Tensor) -> list
     ],
     ids=lambda value: '' if isinstance(value, Tensor) else None,
 )
-def test_conv__equals_the_canvas(device, monkeypatch, kernel, side, mask):
+def test_conv__equals_torch(device, monkeypatch, kernel, side, mask):
     monkeypatch.setattr(triton_depthwise, '_PROGRAMS', 2)  # so that sums go over many blocks
     conv, tiles, patches = layer_and_tiles(device, kernel, side, mask)
-    assert is_available(tiles)
     wanted, upstream = conv(tiles, patches), torch.randn_like(tiles)
     got = depthwise_conv2d(tiles, conv.weight, conv.bias, patches)
     assert got.is_contiguous(memory_format=torch.channels_last)
@@ -175,20 +181,14 @@ def test_conv__first_and_second_derivatives(device):
     )
 
 
-def test_operators__are_what_graph_compilers_expect(device):
+def test_operators__are_what_torch_expects(device):
     conv, tiles, patches = layer_and_tiles(device, 3, 1, random_mask(1, (2, 2), 2))
-    taps = torch.randn(10, 3, dtype=torch.float64, device=device)
-    table, plain = patches.neighbours(1), tiles.detach()
-    ops = torch.ops.videomac_mm
-    torch.library.opcheck(ops.convolve_tiles.default, (plain, taps, table))
-    torch.library.opcheck(ops.correlate_tiles.default, (plain, torch.randn_like(plain), table, 3))
-
-    inputs = tiles, conv.weight, conv.bias
-    compiled = torch.compile(depthwise_conv2d, backend='aot_eager')
-    upstream = torch.randn_like(tiles)
-    wanted = values_and_gradients(depthwise_conv2d(*inputs, patches), upstream, *inputs)
-    got = values_and_gradients(compiled(*inputs, patches), upstream, *inputs)
-    assert all(torch.equal(a, b) for a, b in zip(got, wanted))
+    near, window, operators = patches.neighbours(1), (1, 1, 1, 3), torch.ops.videomac_mm
+    args = tiles, conv.weight, conv.bias, near, *window
+    torch.library.opcheck(operators.conv2d.default, args)
+    grad = torch.randn_like(tiles)
+    torch.library.opcheck(operators.conv2d_input.default, (grad, conv.weight, near, 1, *window))
+    torch.library.opcheck(operators.conv2d_weight.default, (tiles, grad, near, 3, *window))
 
 
 @pytest.mark.parametrize('side', [1, 4])
@@ -222,39 +222,20 @@ def test_kernels__compile_for_gpus(monkeypatch, side):
         assert built.asm['cubin'].startswith(b'\x7fELF')
 
 
-def test_available__asks_for_a_gpu_or_the_interpreter(monkeypatch):
+def test_fits__asks_for_a_gpu_or_the_interpreter(monkeypatch):
+    given = torch.zeros(1, 2, 1, 1), torch.zeros(2, 1, 3, 3), 1, 1, 1, 2
     monkeypatch.delenv('TRITON_INTERPRET', raising=False)
-    assert not is_available(torch.zeros(1))
+    assert not triton_depthwise.fits(*given)
     monkeypatch.setenv('TRITON_INTERPRET', '1')
-    assert is_available(torch.zeros(1)) == triton_depthwise._SUPPORTED
+    assert triton_depthwise.fits(*given) == triton_depthwise._SUPPORTED
+    for other in ((1, 2, 1, 1), (1, 1, 2, 1), (2, 1, 1, 1), (1, 1, 1, 1)):
+        assert not triton_depthwise.fits(*given[:2], *other)
 
 
-def test_available__without_triton_is_false(monkeypatch):
+def test_fits__without_triton_is_false(monkeypatch):
     monkeypatch.setenv('TRITON_INTERPRET', '1')
     monkeypatch.setitem(sys.modules, 'triton', None)  # makes imports of it fail
     spec = importlib.util.spec_from_file_location('bare', triton_depthwise.__file__)
     bare = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(bare)
-    assert not bare.is_available(torch.zeros(1))
-
-
-@pytest.mark.parametrize(
-    'shape, weight, message',
-    [
-        ((3, 2, 2, 2), (2, 1, 4, 4), r'\(2, 1, k, k\) with k odd.*\(2, 1, 4, 4\)'),
-        ((3, 2, 2, 2), (2, 1, 3, 5), r'k odd, got \(2, 1, 3, 5\)'),
-        ((3, 2, 2, 2), (4, 1, 3, 3), r'shape \(2, 1, k, k\)'),
-        ((3, 2, 2, 4), (2, 1, 3, 3), r'\(3, 2, 2, 4\) are not the square tiles'),
-        ((4, 2, 2, 2), (2, 1, 3, 3), '3 visible patches in each of 1 images'),
-    ],
-)
-def test_conv__bad_shapes_are_named(shape, weight, message):
-    patches = VisiblePatches(random_mask(1, (2, 2), 3))
-    with pytest.raises(ValueError, match=message):
-        depthwise_conv2d(torch.zeros(shape), torch.zeros(weight), None, patches)
-
-
-def test_conv__bad_dtype_is_named():
-    patches = VisiblePatches(random_mask(1, (2, 2), 3))
-    with pytest.raises(TypeError, match='got torch.int64'):
-        depthwise_conv2d(torch.ones(3, 2, 2, 2).long(), torch.ones(2, 1, 3, 3), None, patches)
+    assert not bare.fits(torch.zeros(1, 2, 1, 1), torch.zeros(2, 1, 3, 3), 1, 1, 1, 2)
