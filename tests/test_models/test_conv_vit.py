@@ -3,6 +3,7 @@ import torch
 from mmaction.engine.optimizers.layer_decay_optim_wrapper_constructor import get_layer_id_for_vit
 from torch import Tensor, nn
 
+from tests.adapters import adapt, assert_hooks_fire
 from tests.masks import random_mask
 from videomac_mm.models.backbones.conv_vit import ConvBlock, ConvVisionTransformer
 from videomac_mm.models.masking import pick
@@ -154,6 +155,25 @@ def test_checkpointing__changes_nothing(mask):
         results.append([out, *gradients(backbone, out).values()])
     for first, second in zip(*results):
         torch.testing.assert_close(first, second)
+
+
+@pytest.mark.parametrize('kernel', [(1, 5, 5), (3, 5, 5)])
+@pytest.mark.parametrize('mask', [tubelets(), None])
+def test_hooks__fire_on_every_layer(kernel, mask):
+    backbone = build(conv_kernel=kernel, return_feat_map=True, **PRETRAINING)
+    assert_hooks_fire(backbone, clips(), mask)
+
+
+@pytest.mark.parametrize('kernel', [(1, 5, 5), (3, 5, 5)])
+@pytest.mark.parametrize('mask', [tubelets(), None])
+def test_adapters__take_effect_and_learn(kernel, mask):
+    backbone = build(conv_kernel=kernel, return_feat_map=True, **PRETRAINING)
+    merged = adapt(backbone)
+    x = clips()
+    out = backbone(x, mask)
+    torch.testing.assert_close(out, merged(x, mask))
+    for name, grad in gradients(backbone, out).items():
+        assert (grad != 0).any(), name
 
 
 def test_drop_path__rises_over_all_stages():

@@ -5,6 +5,7 @@ import torch
 from mmengine.optim import build_optim_wrapper
 from torch import Tensor, nn
 
+from tests.adapters import adapt, assert_hooks_fire
 from tests.masks import expand, random_mask
 from videomac_mm.models import TargetNetwork, VideoVisionTransformer
 from videomac_mm.models.backbones.video_vit import FusedAttention, FusedBlock
@@ -310,6 +311,43 @@ def test_copies__are_independent_and_compute_the_same():
     assert torch.equal(target.backbone(x, mask), wanted)
     assert not target.backbone(x, mask).requires_grad
     assert not list(target.parameters())
+
+
+@pytest.mark.parametrize('mask', [random_mask(2, GRID, 8), None])
+def test_hooks__fire_on_every_layer(mask):
+    assert_hooks_fire(build(**PRETRAINING), clips(), mask)
+
+
+@pytest.mark.parametrize('mask', [random_mask(2, GRID, 8), None])
+def test_hooks__on_the_attention_see_its_weights(mask):
+    backbone, seen = build(**PRETRAINING), []
+    backbone.blocks[0].attn.attn_drop.register_forward_hook(lambda *args: seen.append(args[2]))
+    backbone(clips(), mask)
+    num = 27 if mask is None else 8
+    assert seen[0].shape == (2, 3, num, num)
+    torch.testing.assert_close(seen[0].sum(-1), torch.ones(2, 3, num, dtype=torch.float64))
+
+
+@pytest.mark.parametrize('qkv_bias', [True, False])
+@pytest.mark.parametrize('mask', [random_mask(2, GRID, 8), None])
+def test_adapters__take_effect_and_learn(qkv_bias, mask):
+    backbone = build(**PRETRAINING, return_feat_map=True, qkv_bias=qkv_bias)
+    merged = adapt(backbone)
+    x = clips()
+    out = backbone(x, mask)
+    torch.testing.assert_close(out, merged(x, mask))
+    for grad in gradients(backbone, out):
+        assert grad.abs().sum() > 0
+
+
+def test_patch_embedding__with_a_norm_of_its_own_is_called():
+    backbone = build(**PRETRAINING)
+    backbone.patch_embed.norm = nn.LayerNorm(12).double()
+    x, mask = clips(), random_mask(2, GRID, 8)
+    tokens = (backbone.patch_embed(x)[0] + backbone.pos_embed)[~mask.flatten(1)].view(2, -1, 12)
+    for block in backbone.blocks:
+        tokens = block(tokens)
+    torch.testing.assert_close(backbone(x, mask), backbone.norm(tokens))
 
 
 def test_drop_path__drops_branches_of_whole_samples():
