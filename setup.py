@@ -74,7 +74,7 @@ setup(
         'Topic :: Scientific/Engineering :: Artificial Intelligence',
     ],
     packages=find_namespace_packages(include=[PACKAGE, f'{PACKAGE}.*'], exclude=['*.__pycache__']),
-    package_data={f'{PACKAGE}.sparse': ['*.cpp']},
+    package_data={'': ['*.cpp', '*.h', '*.md']},
     cmdclass={'build_py': BuildWithMim},
     python_requires='>=3.10',
     install_requires=[
