@@ -57,7 +57,8 @@ segmentation = ['mmsegmentation>=1.2,<2', 'ftfy', 'regex']  # it imports both, b
 # on GPUs spconv-cu126 takes the place of spconv: they are two distributions of one package.
 spconv = ["spconv==2.3.8; sys_platform == 'linux' and platform_machine == 'x86_64'"]
 av = ['av>=17']  # PyAV, the faster reader of video files; 16 takes all colours for BT.601
-tests = ['pytest>=7', 'ruff', 'timm>=1', *av, *weights, *segmentation, *spconv, *lite]
+optional = [*av, *weights, *segmentation, *spconv, *lite]
+tests = ['pytest>=7', 'pytest-xdist', 'ruff', 'timm>=1', *optional]
 
 setup(
     name=PACKAGE,
