@@ -149,76 +149,67 @@ def _correlate(x: Tensor, kernels: Tensor) -> Tensor:
 # --------------------------------------------------------------------------------- kernels
 
 
-def _forward_cpu(tiles, weight, bias, neighbours, *window) -> Tensor:
-    if triton_depthwise.fits(tiles, weight, *window):  # its interpreter
+def _forward_kernel(tiles, weight, bias, neighbours, *window) -> Tensor:
+    if triton_depthwise.fits(tiles, weight, *window):
         return triton_depthwise.convolve(tiles, _taps(tiles, weight, bias), neighbours)
     if _depthwise_fits(tiles, weight, *window):
         return _depthwise(tiles, _taps(tiles, weight, bias), neighbours)
     if not _pairs_fit(tiles, weight, *window):
         return NotImplemented
-    stride, before, *_ = window
-    (num, channels, side, _), (columns, _, kernel, _) = tiles.shape, weight.shape
-    out = tiles.new_empty(num, side // stride, side // stride, columns)
-    bias = None if bias is None else bias.contiguous()
-    sizes = num, channels, columns, side, kernel, stride, before, _reach(neighbours), 0
-    args = _rows(tiles), _matrices(weight), bias, neighbours.contiguous(), out
-    library.call('pairs', *args, *sizes)
-    return out.permute(0, 3, 1, 2)
+    return _pairs(tiles, weight, bias, neighbours, tiles.shape[-1], *window[:2], reverse=False)
 
 
-def _to_input_cpu(grad, weight, neighbours, side, *window) -> Tensor:
+def _to_input_kernel(grad, weight, neighbours, side, *window) -> Tensor:
+    # Of a depth-wise conv the adjoint is one, too: neighbours see each other, from opposite sides.
     if triton_depthwise.fits(grad, weight, *window):
-        return triton_depthwise.convolve(grad, _flipped_taps(grad, weight), neighbours)
+        return triton_depthwise.convolve(grad, _taps(grad, weight.flip(2, 3), None), neighbours)
     if _depthwise_fits(grad, weight, *window):
-        return _depthwise(grad, _flipped_taps(grad, weight), neighbours)
+        return _depthwise(grad, _taps(grad, weight.flip(2, 3), None), neighbours)
     if not _pairs_fit(grad, weight, *window):
         return NotImplemented
-    stride, before, *_ = window
-    num, (channels, columns, kernel, _) = len(grad), weight.shape
-    out = grad.new_empty(num, side, side, columns)
-    sizes = num, channels, columns, side, kernel, stride, before, _reach(neighbours), 1
-    args = _rows(grad), _matrices(weight), None, neighbours.contiguous(), out
-    library.call('pairs', *args, *sizes)
-    return out.permute(0, 3, 1, 2)
+    return _pairs(grad, weight, None, neighbours, side, *window[:2], reverse=True)
 
 
-def _to_weight_cpu(tiles, grad, neighbours, kernel, *window) -> tuple[Tensor, Tensor]:
+def _to_weight_kernel(tiles, grad, neighbours, kernel, *window) -> tuple[Tensor, Tensor]:
     stride, before, _, groups = window
     weight = _weight_like(tiles, grad, kernel, groups)
-    (num, channels, side, _), columns = tiles.shape, grad.shape[1]
-    rows, upstream, near = _rows(tiles), _rows(grad), neighbours.contiguous()
     if triton_depthwise.fits(tiles, weight, *window):
         return _from_taps(triton_depthwise.correlate(tiles, grad, neighbours, kernel))
+    (num, channels, side, _), columns = tiles.shape, grad.shape[1]
+    inputs = _rows(tiles), _rows(grad), neighbours.contiguous()
     if _depthwise_fits(tiles, weight, *window):
         # With few channels a thread would be without work.
         chunks = max(1, min(-(-torch.get_num_threads() * 16 // channels), num))
-        sums = rows.new_empty(chunks, _SIDE**2 + 1, channels, dtype=torch.float64)
-        library.call('depthwise_weight', rows, upstream, near, sums, num, channels, chunks, side)
+        sums = tiles.new_empty(chunks, _SIDE**2 + 1, channels, dtype=torch.float64)
+        library.call('depthwise_weight', *inputs, sums, num, channels, chunks, side)
         return _from_taps(sums.sum(0).to(tiles.dtype))
     if not _pairs_fit(tiles, weight, *window):
         return NotImplemented
-    out = rows.new_empty(columns, kernel, kernel, channels)
+    out = tiles.new_empty(columns, kernel, kernel, channels)
     sizes = num, channels, columns, side, kernel, stride, before, _reach(neighbours)
-    library.call('pairs_weight', rows, upstream, near, out, *sizes)
+    library.call('pairs_weight', *inputs, out, *sizes)
     return out.permute(0, 3, 1, 2), rows_of(grad).sum(0)
 
 
-def _forward_cuda(tiles, weight, bias, neighbours, *window) -> Tensor:
-    if not triton_depthwise.fits(tiles, weight, *window):
-        return NotImplemented
-    return triton_depthwise.convolve(tiles, _taps(tiles, weight, bias), neighbours)
-
-
-def _to_input_cuda(grad, weight, neighbours, side, *window) -> Tensor:
-    if not triton_depthwise.fits(grad, weight, *window):
-        return NotImplemented
-    return triton_depthwise.convolve(grad, _flipped_taps(grad, weight), neighbours)
-
-
-def _to_weight_cuda(tiles, grad, neighbours, kernel, *window) -> tuple[Tensor, Tensor]:
-    if not triton_depthwise.fits(tiles, _weight_like(tiles, grad, kernel, window[-1]), *window):
-        return NotImplemented
-    return _from_taps(triton_depthwise.correlate(tiles, grad, neighbours, kernel))
+def _pairs(
+    tiles: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    neighbours: Tensor,
+    side: int,
+    stride: int,
+    before: int,
+    reverse: bool,
+) -> Tensor:
+    """A conv that mixes channels, or in reverse the gradient of its input, of tiles of ``side``."""
+    kernel, outside = weight.shape[-1], side if reverse else side // stride
+    columns = weight.shape[1] if reverse else weight.shape[0]
+    out = tiles.new_empty(len(tiles), outside, outside, columns)
+    matrices, bias = _rows(weight), None if bias is None else bias.contiguous()
+    sizes = len(tiles), tiles.shape[1], columns, side, kernel, stride, before, _reach(neighbours)
+    inputs = _rows(tiles), matrices, bias, neighbours.contiguous()
+    library.call('pairs', *inputs, out, *sizes, int(reverse))
+    return out.permute(0, 3, 1, 2)
 
 
 def _depthwise(tiles: Tensor, taps: Tensor, neighbours: Tensor) -> Tensor:
@@ -236,7 +227,7 @@ def _depthwise_fits(tiles: Tensor, weight: Tensor, *window: int) -> bool:
         (*weight.shape, *window) == (channels, 1, _SIDE, _SIDE, 1, _SIDE // 2, 1, channels)
         and side in _TILES
         and channels % 8 == 0
-        and _are_single(tiles, weight)
+        and library.takes(tiles, weight)
     )
 
 
@@ -247,26 +238,17 @@ def _pairs_fit(tiles: Tensor, weight: Tensor, *window: int) -> bool:
         dilation == groups == 1
         and weight.shape[0] % 16 == 0
         and weight.shape[1] % 16 == 0
-        and _are_single(tiles, weight)
+        and library.takes(tiles, weight)
     )
-
-
-def _are_single(tiles: Tensor, weight: Tensor) -> bool:
-    is_single = tiles.dtype == weight.dtype == torch.float32
-    return is_single and tiles.numel() > 0 and library.is_available()
 
 
 def _reach(neighbours: Tensor) -> int:
     return math.isqrt(neighbours.shape[1]) // 2
 
 
-def _rows(tiles: Tensor) -> Tensor:
-    return tiles.permute(0, 2, 3, 1).contiguous()
-
-
-def _matrices(weight: Tensor) -> Tensor:
-    """(C', C, k, k) -> (C', k, k, C), contiguous; a view of channels-last memory."""
-    return weight.permute(0, 2, 3, 1).contiguous()
+def _rows(maps: Tensor) -> Tensor:
+    """(N, C, h, w) -> (N, h, w, C), contiguous; a view of channels-last memory."""
+    return maps.permute(0, 2, 3, 1).contiguous()
 
 
 # Depth-wise kernels see a weight as taps (k*k + 1, C), row by row and the bias last, so that all
@@ -277,11 +259,6 @@ def _taps(tiles: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     taps = weight.flatten(1).t()
     taps = F.pad(taps, (0, 0, 0, 1)) if bias is None else torch.cat([taps, bias[None]])
     return taps.to(_sum_type(tiles)).contiguous()
-
-
-def _flipped_taps(tiles: Tensor, weight: Tensor) -> Tensor:
-    """The taps of the adjoint: neighbours see each other, from opposite sides."""
-    return _taps(tiles, weight.flip(2, 3), None)
 
 
 def _from_taps(taps: Tensor) -> tuple[Tensor, Tensor]:
@@ -441,8 +418,7 @@ _WINDOW = 'int stride, int before, int dilation, int groups'
 _conv2d = define(
     f'conv2d(Tensor tiles, Tensor weight, Tensor? bias, Tensor neighbours, {_WINDOW}) -> Tensor',
     _forward,
-    cpu=_forward_cpu,
-    cuda=_forward_cuda,
+    kernel=_forward_kernel,
     check=_check_forward,
     fake=lambda tiles, weight, bias, neighbours, stride, *_: _fake_maps(
         tiles, len(weight), tiles.shape[-1] // stride
@@ -455,8 +431,7 @@ _conv2d = define(
 _conv2d_input = define(
     f'conv2d_input(Tensor grad, Tensor weight, Tensor neighbours, int side, {_WINDOW}) -> Tensor',
     _to_input,
-    cpu=_to_input_cpu,
-    cuda=_to_input_cuda,
+    kernel=_to_input_kernel,
     check=_check_to_input,
     fake=lambda grad, weight, neighbours, side, *window: _fake_maps(
         grad, weight.shape[1] * window[-1], side
@@ -469,8 +444,7 @@ _conv2d_weight = define(
     f'conv2d_weight(Tensor tiles, Tensor grad, Tensor neighbours, int kernel, {_WINDOW})'
     ' -> (Tensor, Tensor)',
     _to_weight,
-    cpu=_to_weight_cpu,
-    cuda=_to_weight_cuda,
+    kernel=_to_weight_kernel,
     check=_check_to_weight,
     fake=_fake_weight,
     backward=_to_weight_backward,

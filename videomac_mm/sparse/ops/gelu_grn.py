@@ -101,8 +101,8 @@ def _backward(grad, x, bias, gamma, energy, eps) -> tuple[Tensor, ...]:
     return to_x, to_bias, to_gamma, to_beta
 
 
-def _forward_cpu(x, bias, gamma, beta, eps) -> tuple[Tensor, Tensor]:
-    if not _fits(x, bias, gamma, beta):
+def _forward_kernel(x, bias, gamma, beta, eps) -> tuple[Tensor, Tensor]:
+    if x.shape[-1] % 8 or not library.takes(x, bias, gamma, beta):
         return NotImplemented
     x, bias = x.contiguous(), None if bias is None else bias.contiguous()
     out, (groups, rows, channels) = torch.empty_like(x), x.shape
@@ -113,8 +113,8 @@ def _forward_cpu(x, bias, gamma, beta, eps) -> tuple[Tensor, Tensor]:
     return out.mul_(_respond(energy, gamma, eps)[-1]).add_(beta), energy
 
 
-def _backward_cpu(grad, x, bias, gamma, energy, eps) -> tuple[Tensor, ...]:
-    if not _fits(x, bias, gamma, energy):
+def _backward_kernel(grad, x, bias, gamma, energy, eps) -> tuple[Tensor, ...]:
+    if x.shape[-1] % 8 or not library.takes(x, bias, gamma, energy):
         return NotImplemented
     grad, x, bias = grad.contiguous(), x.contiguous(), None if bias is None else bias.contiguous()
     groups, rows, channels = x.shape
@@ -128,12 +128,6 @@ def _backward_cpu(grad, x, bias, gamma, energy, eps) -> tuple[Tensor, ...]:
     scale, slope = scale.contiguous(), slope.contiguous()
     library.call('gelu_backward', grad, x, bias, scale, slope, to_x, sums, *sizes)
     return to_x, sums.sum((0, 1)).float(), to_gamma, to_beta.sum((0, 1)).float()
-
-
-def _fits(*tensors: Tensor | None) -> bool:
-    is_single = all(tensor is None or tensor.dtype == torch.float32 for tensor in tensors)
-    x = tensors[0]
-    return is_single and x.shape[-1] % 8 == 0 and x.numel() > 0 and library.is_available()
 
 
 def _check(x, bias, gamma, beta, eps) -> None:
@@ -182,7 +176,7 @@ def _gradients(ctx, grad, _) -> tuple[Tensor | None, ...]:
 _gelu_grn = define(
     'gelu_grn(Tensor x, Tensor? bias, Tensor gamma, Tensor beta, float eps) -> (Tensor, Tensor)',
     _forward,
-    cpu=_forward_cpu,
+    kernel=_forward_kernel,
     check=_check,
     fake=_fake,
     backward=_gradients,
@@ -192,7 +186,7 @@ _gelu_grn_backward = define(
     'gelu_grn_backward(Tensor grad, Tensor x, Tensor? bias, Tensor gamma, Tensor energy, float eps)'
     ' -> (Tensor, Tensor, Tensor, Tensor)',
     _backward,
-    cpu=_backward_cpu,
+    kernel=_backward_kernel,
     check=_check_backward,
     fake=_fake_backward,
 )

@@ -38,6 +38,12 @@ def is_available() -> bool:
     return _library() is not None
 
 
+def takes(*tensors: Tensor | None) -> bool:
+    """Whether the kernels can work on tensors: float32 on the CPU, the first one not empty."""
+    fits = all(x is None or (x.device.type, x.dtype) == ('cpu', torch.float32) for x in tensors)
+    return fits and tensors[0].numel() > 0 and is_available()
+
+
 def call(name: str, *args: Tensor | int | float | None) -> None:
     """Run a kernel.
 

@@ -63,8 +63,8 @@ def _backward(grad, x, weight, bias, residual, mean, rstd) -> tuple[Tensor, ...]
     return to_x.to(x.dtype), (to_sum * normed).sum(0), to_sum.sum(0), to_residual
 
 
-def _forward_cpu(x, weight, bias, residual, eps) -> tuple[Tensor, Tensor, Tensor]:
-    if not _fits(x, weight, bias, residual):
+def _forward_kernel(x, weight, bias, residual, eps) -> tuple[Tensor, Tensor, Tensor]:
+    if x.shape[-1] % 8 or not library.takes(x, weight, bias, residual):
         return NotImplemented
     x, weight, bias, residual = map(_contiguous, (x, weight, bias, residual))
     out, mean, rstd = torch.empty_like(x), x.new_empty(len(x)), x.new_empty(len(x))
@@ -72,8 +72,8 @@ def _forward_cpu(x, weight, bias, residual, eps) -> tuple[Tensor, Tensor, Tensor
     return out, mean, rstd
 
 
-def _backward_cpu(grad, x, weight, bias, residual, mean, rstd) -> tuple[Tensor, ...]:
-    if not _fits(x, grad, weight, bias, residual):
+def _backward_kernel(grad, x, weight, bias, residual, mean, rstd) -> tuple[Tensor, ...]:
+    if x.shape[-1] % 8 or not library.takes(x, grad, weight, bias, residual):
         return NotImplemented
     chunks = num_chunks(1, len(x))
     inputs = [_contiguous(tensor) for tensor in (grad, x, weight, bias, residual, mean, rstd)]
@@ -82,12 +82,6 @@ def _backward_cpu(grad, x, weight, bias, residual, mean, rstd) -> tuple[Tensor, 
     library.call('norm_gelu_backward', *inputs, out, to_residual, sums, chunks, *x.shape)
     to_weight, to_bias = sums.sum(0).float()
     return out, to_weight.clone(), to_bias.clone(), to_residual
-
-
-def _fits(*tensors: Tensor | None) -> bool:
-    is_single = all(tensor is None or tensor.dtype == torch.float32 for tensor in tensors)
-    x = tensors[0]
-    return is_single and x.shape[-1] % 8 == 0 and x.numel() > 0 and library.is_available()
 
 
 def _contiguous(tensor: Tensor | None) -> Tensor | None:
@@ -153,7 +147,7 @@ _norm_gelu = define(
     'norm_gelu(Tensor x, Tensor weight, Tensor bias, Tensor? residual, float eps)'
     ' -> (Tensor, Tensor, Tensor)',
     _forward,
-    cpu=_forward_cpu,
+    kernel=_forward_kernel,
     check=_check,
     fake=_fake,
     backward=_gradients,
@@ -163,7 +157,7 @@ _norm_gelu_backward = define(
     'norm_gelu_backward(Tensor grad, Tensor x, Tensor weight, Tensor bias, Tensor? residual,'
     ' Tensor mean, Tensor rstd) -> (Tensor, Tensor, Tensor, Tensor)',
     _backward,
-    cpu=_backward_cpu,
+    kernel=_backward_kernel,
     check=_check_backward,
     fake=_fake_backward,
 )

@@ -19,8 +19,7 @@ def define(
     *,
     check: Callable[..., None],
     fake: Callable,
-    cpu: Callable | None = None,
-    cuda: Callable | None = None,
+    kernel: Callable | None = None,
     backward: Callable | None = None,
     setup_context: Callable | None = None,
     autocast: Sequence[int] = (),
@@ -34,7 +33,7 @@ def define(
         check: raises for arguments that the operator does not take; all other functions may
             rely on it.
         fake: shapes, types and memory layouts of the results.
-        cpu, cuda: faster kernels, which return NotImplemented for what they cannot do.
+        kernel: a faster way on CPUs and GPUs, which returns NotImplemented for what it cannot do.
         backward, setup_context: as `torch.library.register_autograd`.
         autocast: positions of arguments that autocast brings to its type.
         flops: from the shapes of the arguments, for torch's FLOP counter.
@@ -46,18 +45,18 @@ def define(
     _library.define(schema)
     operator = getattr(getattr(torch.ops, NAMESPACE), name).default
 
-    def checked(kernel: Callable | None) -> Callable:
-        def run(*args):
-            check(*args)
-            result = NotImplemented if kernel is None else kernel(*args)
-            return default(*args) if result is NotImplemented else result
+    def checked_default(*args):
+        check(*args)
+        return default(*args)
 
-        return run
+    def checked_kernel(*args):
+        check(*args)
+        result = kernel(*args)
+        return default(*args) if result is NotImplemented else result
 
-    _library.impl(name, checked(None), 'CompositeExplicitAutograd')
-    for kernel, key in ((cpu, 'CPU'), (cuda, 'CUDA')):
-        if kernel is not None:
-            _library.impl(name, checked(kernel), key)
+    _library.impl(name, checked_default, 'CompositeExplicitAutograd')
+    for key in ('CPU', 'CUDA') if kernel is not None else ():
+        _library.impl(name, checked_kernel, key)
 
     def checked_fake(*args):
         check(*args)
