@@ -134,7 +134,7 @@ def step(request, dtype):
 
 
 def test_features_and_predictions(step):
-    frames = step.model._frames(step.clips)
+    frames = step.clips.flatten(0, 1).unbind(2)
     networks = step.model, step.model.target
     for network, frame, name in zip(networks, frames, ('online', 'target')):
         features = network.backbone(frame, step.mask)[-1]
