@@ -1,4 +1,5 @@
 import copy
+import pickle
 
 import pytest
 import torch
@@ -7,9 +8,9 @@ from mmpretrain.models.backbones import EfficientNet, MobileNetV3
 from mmpretrain.registry import MODELS as MMPRETRAIN
 
 from tests.masks import expand, random_mask
-from videomac_mm.models import TargetNetwork, VideoMAC
+from videomac_mm.models import SparseConvNeXt, SparseResNet, TargetNetwork, VideoMAC
 from videomac_mm.registry import MODELS
-from videomac_mm.sparse import MaskAware
+from videomac_mm.sparse import MaskAware, sparsify
 from videomac_mm.sparse.masked_dense import masked_dense
 
 
@@ -33,6 +34,12 @@ REGNET = dict(
     type='mmpretrain.RegNet', arch=dict(w0=8, wa=8, wm=2, group_w=4, depth=6, bot_mul=1.0)
 )
 RESNEXT = dict(type='mmpretrain.ResNeXt', depth=50, groups=2, width_per_group=4, base_channels=8)
+RESNET = dict(type='mmpretrain.ResNet', depth=18, base_channels=8, stem_channels=8)
+CONVNEXT = dict(
+    type='mmpretrain.ConvNeXt',
+    arch=dict(depths=[1, 1, 1, 1], channels=[8, 8, 16, 16]),
+    gap_before_final_norm=False,
+)
 BACKBONES = {
     'regnet': dict(REGNET, out_indices=(0, 1, 2, 3)),
     'resnext': dict(RESNEXT, stem_channels=8),
@@ -53,12 +60,29 @@ BACKBONES = {
         arch=dict(growth_rate=4, depths=[2, 2, 2, 2], init_channels=8),
     ),
     'shufflenet-v2': dict(type='mmpretrain.ShuffleNetV2', widen_factor=0.5),
+    'resnet-group-norm': dict(RESNET, norm_cfg=dict(type='GN', num_groups=2)),
+    'res2net': dict(
+        type='mmpretrain.Res2Net', depth=50, scales=2, base_width=8, base_channels=8,
+        stem_channels=8,
+    ),
+    'convnext-v2': dict(CONVNEXT, use_grn=True, layer_scale_init_value=0.0),
+    'convnext-v2-conv': dict(CONVNEXT, use_grn=True, linear_pw_conv=False),
+    'poolformer': dict(
+        type='mmpretrain.PoolFormer', frozen_stages=-1,
+        arch=dict(
+            layers=[1] * 4, embed_dims=[8, 12, 16, 24], mlp_ratios=[2] * 4,
+            layer_scale_init_value=1e-5,
+        ),
+    ),
 }  # fmt: skip
 
 
 def dense(name: str, **kwargs) -> torch.nn.Module:
     """mmpretrain's network without a zero, or otherwise special, parameter or statistic."""
-    backbone = MODELS.build(dict(BACKBONES[name], **kwargs))
+    return randomise(MODELS.build(dict(BACKBONES[name], **kwargs)))
+
+
+def randomise(backbone: torch.nn.Module) -> torch.nn.Module:
     for param in backbone.parameters():
         torch.nn.init.normal_(param, std=0.3 if param.ndim == 1 else param[0].numel() ** -0.5)
         if param.ndim == 1:
@@ -125,6 +149,144 @@ def test_dense__is_mmpretrain_bit_for_bit_and_key_by_key(name):
         upstream.train(training), backbone.train(training)
         for got, want in zip(backbone(images), upstream(images)):
             assert torch.equal(got, want)
+
+
+OWN = {
+    'resnet18': (RESNET, SparseResNet),
+    'resnet50': (dict(RESNET, depth=50, drop_path_rate=0.1, frozen_stages=1), SparseResNet),
+    'resnet-outputs': (dict(RESNET, out_indices=(0, 2), frozen_stages=1), SparseResNet),
+    'resnet-norm': (dict(RESNET, norm_cfg=dict(type='SyncBN', requires_grad=False)), SparseResNet),
+    'resnet-caffe': (dict(RESNET, depth=50, style='caffe', dilations=(1, 1, 1, 2)), SparseResNet),
+    'convnext': (dict(CONVNEXT, out_indices=[1, -1], drop_path_rate=0.1), SparseConvNeXt),
+    'convnext-vector': (dict(CONVNEXT, gap_before_final_norm=True), SparseConvNeXt),
+    'convnext-outputs': (dict(CONVNEXT, out_indices=[0, 2], frozen_stages=2), SparseConvNeXt),
+    'convnext-v2': (
+        dict(CONVNEXT, use_grn=True, norm_cfg=dict(type='LN2d', eps=1e-3), linear_pw_conv=False),
+        SparseConvNeXt,
+    ),
+}
+
+
+@pytest.mark.parametrize('name', OWN)
+def test_own_networks__stand_behind_configs_of_mmpretrain(name):
+    cfg, kind = OWN[name]
+    upstream = randomise(MODELS.build(copy.deepcopy(cfg)))
+    own = MODELS.build(dict(type='Sparsified', backbone=copy.deepcopy(cfg)))
+    assert type(own) is kind
+    state = upstream.state_dict()
+    last = max(own.out_indices)
+    if last < 3:
+        idle = f'layer{last + 2}', f'stages.{last + 1}', f'downsample_layers.{last + 1}'
+        state = {key: value for key, value in state.items() if not key.startswith(idle)}
+        assert len(state) < len(upstream.state_dict())
+    own.load_state_dict(state, strict=True)
+    trained = {key for key, param in upstream.named_parameters() if param.requires_grad}
+    assert {key for key, param in own.named_parameters() if param.requires_grad} == (
+        trained & set(state)
+    )
+    images = torch.randn(2, 3, 64, 96, dtype=torch.float64)
+    for training in (False,) if 'norm' in name else (False, True):
+        outs = []
+        for network in (own, upstream):
+            network.double().train(training)
+            torch.manual_seed(1)
+            outs.append(network(images))
+        for got, want in zip(*outs, strict=True):
+            torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize('name', ['resnet-outputs', 'convnext-outputs'])
+def test_own_networks__take_patches_of_their_last_output(name):
+    cfg, _ = OWN[name]
+    own = MODELS.build(dict(type='Sparsified', backbone=copy.deepcopy(cfg))).eval()
+    images, mask = torch.randn(2, 3, 32, 32), random_mask(2, (2, 2), 2)
+    outs = own(images, mask)  # patches of 16 pixels
+    with masked_dense(own, mask):
+        wanted = own(images)
+    for got, want in zip(outs, wanted):
+        torch.testing.assert_close(got, want)
+    assert len(pickle.dumps(own)) and type(copy.deepcopy(own)) is type(own)
+
+
+@pytest.mark.parametrize('name', ['resnet18', 'convnext', 'convnext-v2'])
+def test_instances__compute_what_own_networks_do(name):
+    cfg, _ = OWN[name]
+    cfg = dict(copy.deepcopy(cfg), out_indices=(0, 3))
+    own = MODELS.build(dict(type='Sparsified', backbone=cfg)).double().eval()
+    instance = MODELS.build(dict(type='Sparsified', backbone=MODELS.build(cfg))).double().eval()
+    assert isinstance(instance, MaskAware)
+    instance.load_state_dict(own.state_dict())
+    images, mask = torch.randn(2, 3, 64, 64, dtype=torch.float64), random_mask(2, (2, 2), 2)
+    for got, want in zip(instance(images, mask), own(images, mask), strict=True):
+        torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        dict(deep_stem=True),
+        dict(avg_down=True),
+        dict(conv_cfg=dict(type='Conv2d')),
+        dict(norm_cfg=dict(type='GN', num_groups=2)),
+        dict(type='mmpretrain.ResNetV1d'),
+    ],
+    ids=str,
+)
+def test_options_that_own_networks_lack__go_the_general_way(change):
+    backbone = MODELS.build(dict(type='Sparsified', backbone=dict(RESNET, **change)))
+    assert isinstance(backbone, MaskAware) and not isinstance(backbone, SparseResNet)
+
+
+TIMM = [
+    *('convnext_atto', 'convnextv2_atto', 'mobilenetv3_small_050', 'regnety_002', 'resnet18d'),
+    *('efficientnet_lite0', 'tf_mobilenetv3_small_minimal_100', 'test_efficientnet_gn'),
+    *('test_byobnet', 'test_nfnet', 'ghostnet_050', 'repghostnet_050', 'cspnext_tiny'),
+]
+
+
+@pytest.mark.parametrize('name', TIMM)
+def test_convnets_of_timm__equal_masked_dense(name):
+    pytest.importorskip('timm', reason='timm is an extra')
+    cfg = dict(type='mmpretrain.TIMMBackbone', model_name=name, features_only=True)
+    backbone = MODELS.build(dict(type='videomac_mm.Sparsified', backbone=cfg)).double().eval()
+    with torch.no_grad():
+        for param in backbone.parameters():  # zeros would hide what a layer does
+            param += torch.randn_like(param) * (0.1 if param.ndim < 2 else 0.01)
+    images, mask = torch.randn(2, 3, 96, 64, dtype=torch.float64), random_mask(2, (3, 2), 2)
+    outs = backbone(images, mask)
+    with masked_dense(backbone, mask):
+        wanted = backbone(images)
+    for got, want in zip(outs, wanted, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-8 * want.abs().max().item())
+    outs[-1].square().sum().backward()
+    assert all(param.grad is not None for param in backbone.parameters() if param.requires_grad)
+
+
+def test_convnet_of_timm__takes_a_step_of_training_and_drops_images():
+    timm = pytest.importorskip('timm', reason='timm is an extra')
+    net = timm.create_model('test_convnext2', features_only=True, drop_path_rate=0.5)
+    backbone = MODELS.build(dict(type='videomac_mm.Sparsified', backbone=net)).train()
+    drops = [layer for layer in backbone.modules() if type(layer).__name__ == 'DropPath']
+    seen = []
+    drops[-1].register_forward_hook(lambda layer, args, out: seen.append(out))
+    images, mask = torch.randn(32, 3, 64, 64), random_mask(32, (2, 2), 2)
+    backbone(images, mask)[-1].square().sum().backward()
+    dropped = seen[0].flatten(1).eq(0).all(1).view(32, 2)
+    assert torch.equal(dropped[:, 0], dropped[:, 1]) and 0 < dropped.sum() < 64
+
+
+@pytest.mark.parametrize(
+    'name, message',
+    [
+        ('resnetblur18', r'maxpool\.1 \(BlurPool2d\): padding by reflection'),
+        ('edgenext_xx_small', r'pos_embd \(PositionalEncodingFourier\): its own code'),
+        ('inception_v3', r'Conv2d_1a_3x3\.conv \(Conv2d\): .*kernel 3, stride 2, padding 0'),
+    ],
+)
+def test_convnets_of_timm_that_cannot_be_carried__name_the_layer(name, message):
+    timm = pytest.importorskip('timm', reason='timm is an extra')
+    with pytest.raises(ValueError, match='cannot carry ' + '.*' + message):
+        sparsify(timm.create_model(name, features_only=True))
 
 
 def test_weights__load_into_a_classifier_of_mmpretrain():
@@ -249,10 +411,12 @@ def test_frozen_stages__stay_frozen():
 @pytest.mark.parametrize(
     'cfg, message',
     [
-        (dict(type='Res2Net', depth=50), r'layer1\.0\.pool \(AvgPool2d\): .*overlapping'),
-        (dict(type='PoolFormer', arch='s12'), r'network\.0\.0\.norm1 \(GroupNorm\): '),
-        (dict(type='ConvNeXt', arch='atto'), r'the network itself \(ConvNeXt\): its own code'),
-        (dict(type='AlexNet'), r'features\.0 \(Conv2d\): .*kernel 11, stride 4, padding 2'),
+        (
+            dict(type='ResNeSt', depth=50),
+            r'layer1\.0\.conv2 \(SplitAttentionConv2d\): its own code',
+        ),
+        (dict(type='HorNet', arch='tiny'), r'the network itself \(HorNet\): its own code'),
+        (dict(type='AlexNet'), r'features\.0 \(Conv2d\): .*kernel 11, stride 4, padding 4'),
     ],
 )
 def test_networks_that_cannot_be_carried__name_the_layer(cfg, message):
