@@ -16,6 +16,7 @@ from videomac_mm.models.losses.consistency_loss import ConsistencyLoss
 from videomac_mm.models.masking import RandomPatchMask, RandomTubeletMask, TubeMask
 from videomac_mm.models.necks.mask_token_decoder import MaskTokenDecoder
 from videomac_mm.models.necks.token_decoder import TokenDecoder
+from videomac_mm.models.selfsup.base import MaskedAutoencoder
 from videomac_mm.models.selfsup.cmae_v import CMAEV
 from videomac_mm.models.selfsup.motionmae import MotionMAE
 from videomac_mm.models.selfsup.videomac import VideoMAC
@@ -40,6 +41,7 @@ __all__ = [
     'LabelPropagator',
     'MaskCodec',
     'MaskTokenDecoder',
+    'MaskedAutoencoder',
     'MotionMAE',
     'PixelHead',
     'RandomPatchMask',
