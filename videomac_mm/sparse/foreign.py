@@ -69,7 +69,7 @@ class _OnTiles(TorchFunctionMode):
     def __init__(self, layer: nn.Module, patches: VisiblePatches) -> None:
         super().__init__()
         self.layer, self.patches = layer, patches
-        self.pads = ((0, 0), (0, 0))  # sites before and after, by axis; not applied yet
+        self.pads = [(0, 0), (0, 0)]  # sites before and after, by axis; not applied yet
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         replaced = {
@@ -88,7 +88,7 @@ class _OnTiles(TorchFunctionMode):
         if mode != 'constant':  # what is hidden is zero, and so is what is outside
             raise ValueError(f"padding_mode must be 'zeros', got {mode!r}")
         left, right, top, bottom = pad
-        self.pads = ((top, bottom), (left, right))
+        self.pads = [(top, bottom), (left, right)]
         return x
 
     def _conv2d(
@@ -100,11 +100,11 @@ class _OnTiles(TorchFunctionMode):
         stride, dilation = strides[0], dilations[sizes[0] == 1]
         if isinstance(padding, str):
             reach = [dilation * (size - 1) if padding == 'same' else 0 for size in sizes]
-            self.pads = tuple((sites // 2, sites - sites // 2) for sites in reach)
+            self.pads = [(sites // 2, sites - sites // 2) for sites in reach]
             padding = 0
         starts = [
-            _before(dilation * (size - 1) + 1, stride, self._padding(axis, padding))
-            for axis, size in enumerate(sizes)
+            _before(dilation * (size - 1) + 1, stride, pads)
+            for size, pads in zip(sizes, self._take_pads(padding))
         ]
         # Windows that are not square are square ones with zeros in their weights.
         before = max(starts)
@@ -136,7 +136,7 @@ class _OnTiles(TorchFunctionMode):
     ) -> Tensor:
         """The maximum of the visible sites of a window, as `PatchMaxPool2d` computes it."""
         stride = stride or kernel_size
-        window = self._pooled(x, kernel_size, stride, padding, dilation, ceil_mode)
+        window = self._pooled(x, (kernel_size, stride, dilation), padding, ceil_mode)
         x = self._surround(x, window, float('-inf'))
         return F.max_pool2d(x, kernel_size, stride, 0, dilation)
 
@@ -152,7 +152,7 @@ class _OnTiles(TorchFunctionMode):
     ) -> Tensor:
         """The mean of a window; hidden sites count as those outside of the image do."""
         stride = stride or kernel_size
-        window = self._pooled(x, kernel_size, stride, padding, 1, ceil_mode)
+        window = self._pooled(x, (kernel_size, stride, 1), padding, ceil_mode)
         if ceil_mode and window.crosses_tiles:
             raise ValueError(f'average pooling with ceil_mode cannot overlap, got {self.layer}')
 
@@ -165,22 +165,14 @@ class _OnTiles(TorchFunctionMode):
             return mean(x)
         return mean(x) / mean(x.new_ones(len(x), 1, *x.shape[2:]))
 
-    def _pooled(
-        self,
-        x: Tensor,
-        kernel_size: int | tuple,
-        stride: int | tuple,
-        padding: int | tuple,
-        dilation: int | tuple,
-        ceil_mode: bool,
-    ) -> Window:
-        settings = [_pair(value) for value in (kernel_size, stride, dilation)]
-        paddings = [self._padding(axis, padding) for axis in (0, 1)]
-        if any(first != second for first, second in (*settings, paddings)):
-            raise ValueError(f'a patch layer needs square windows, got {self.layer}')
-        kernel, stride, dilation = (value for value, _ in settings)
-        extent = dilation * (kernel - 1) + 1
-        window = _window(extent, stride, _before(extent, stride, paddings[0], ceil_mode))
+    def _pooled(self, x: Tensor, settings: tuple, padding: int | tuple, ceil_mode: bool) -> Window:
+        kernels, strides, dilations = map(_pair, settings)
+        pads, more_pads = self._take_pads(padding)
+        for first, second in (kernels, strides, dilations, (pads, more_pads)):
+            if first != second:
+                raise ValueError(f'a patch layer needs square windows, got {self.layer}')
+        extent = dilations[0] * (kernels[0] - 1) + 1
+        window = _window(extent, strides[0], _before(extent, strides[0], pads, ceil_mode))
         window.check(x)
         return window
 
@@ -191,9 +183,12 @@ class _OnTiles(TorchFunctionMode):
         neighbours = self.patches.neighbours(-(-reached // x.shape[-1]))
         return ops.halo(x, neighbours, window.before, window.after, fill)
 
-    def _padding(self, axis: int, padding: int | tuple) -> tuple[int, int]:
-        """Sites that are added before and after, in all."""
-        return tuple(sites + _pair(padding)[axis] for sites in self.pads[axis])
+    def _take_pads(self, padding: int | tuple) -> list[tuple[int, int]]:
+        """Sites that are added before and after, in all, by axis."""
+        taken, self.pads = self.pads, [(0, 0), (0, 0)]
+        return [
+            (before + more, after + more) for (before, after), more in zip(taken, _pair(padding))
+        ]
 
 
 def _before(extent: int, stride: int, padding: tuple[int, int], ceil_mode: bool = False) -> int:

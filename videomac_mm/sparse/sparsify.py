@@ -67,8 +67,8 @@ class MaskAware:
     """The ``forward`` of a sparsified network; mixed into the network's class.
 
     The mask is an argument and nothing else: each call runs on a copy of the module tree
-    that shares all tensors and whose modules hold this call's patches. What outlives the
-    call, such as a checkpoint's recomputation, keeps that copy.
+    that shares all tensors and whose modules hold this call's ``patches``, where hooks find
+    them. What outlives the call, such as a checkpoint's recomputation, keeps that copy.
     """
 
     sparse_findings: Findings
@@ -153,7 +153,8 @@ class _Binding:
             if changes:
                 copied = type(module).__new__(type(module))
                 # What torch.compile made of a module would call the original.
-                copied.__dict__ = {**module.__dict__, **changes, '_compiled_call_impl': None}
+                changes = {**changes, 'patches': self.patches, '_compiled_call_impl': None}
+                copied.__dict__ = {**module.__dict__, **changes}
                 method = module.__dict__.get('forward')
                 if _is_own_method(module, method) and 'forward' not in changes:
                     copied.forward = MethodType(method.__func__, copied)
