@@ -6,7 +6,11 @@ _base_ = [
     '../_base_/default_runtime.py',
 ]
 model = dict(
-    backbone=dict(arch='isotropic-base'),
+    backbone=dict(
+        arch='isotropic-base',
+        # There are no down-sampling convs between stages.
+        init_cfg=[dict(type='TruncNormal', layer=['Conv2d', 'Linear'], std=1.0)],
+    ),
     neck=dict(in_channels=768, patch_size=16),
     head=dict(patch_size=16),
     # The encoder's stride, not the 32 pixels of the other runs: one prediction per site.

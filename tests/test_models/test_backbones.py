@@ -5,8 +5,8 @@ from mmpretrain.registry import MODELS as MMPRETRAIN
 from tests.masks import expand, random_mask
 from videomac_mm.registry import MODELS
 from videomac_mm.sparse import PatchConv2d, PatchDropPath, VisiblePatches
-from videomac_mm.sparse.ops import library, spconv
 from videomac_mm.sparse.masked_dense import masked_dense
+from videomac_mm.sparse.ops import library, spconv
 
 EIGHTS = dict(depths=[1, 1, 2, 1], channels=[8, 16, 24, 32])  # what the kernels want
 TINY = dict(depths=[1, 1, 2, 1], channels=[8, 12, 16, 20])

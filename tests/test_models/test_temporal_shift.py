@@ -3,10 +3,10 @@ import pickle
 
 import pytest
 import torch
-from mmpretrain.models.backbones.convnext import ConvNeXtBlock
 from mmpretrain.models.backbones.resnet import BasicBlock, Bottleneck
 
 from tests.masks import random_mask
+from videomac_mm.models.backbones.sparse_convnext import SparseConvNeXtBlock
 from videomac_mm.registry import MODELS
 from videomac_mm.weights import to_mmaction
 
@@ -66,7 +66,7 @@ def shifted(backbone: dict | torch.nn.Module, **kwargs) -> torch.nn.Module:
 
 def shifted_blocks(network: torch.nn.Module) -> list[int]:
     """Of each stage, how many blocks begin with a shift."""
-    kinds = (BasicBlock, Bottleneck, ConvNeXtBlock)
+    kinds = (BasicBlock, Bottleneck, SparseConvNeXtBlock)
     stages = [[x for x in m.children() if isinstance(x, kinds)] for m in network.modules()]
     convs = [[getattr(x, 'conv1', None) or x.depthwise_conv for x in stage] for stage in stages]
     return [sum(len(conv._forward_pre_hooks) for conv in stage) for stage in convs if stage]

@@ -190,6 +190,20 @@ def test_conv__takes_any_memory():
     assert torch.equal(conv2d(tiles, weight, params[1], patches, **cfg), wanted)
 
 
+@pytest.mark.parametrize('side', [1, 2])
+@pytest.mark.parametrize('channels, groups', [(16, 1), (16, 16), (6, 1)])
+def test_conv__can_be_changed_in_place_and_its_gradients_lie_as_the_weight(side, channels, groups):
+    patches = VisiblePatches(random_mask(1, (3, 3), 4))
+    cfg = dict(kernel=7, before=3, groups=groups)
+    (weight, bias), cfg = build(channels, channels, cfg, torch.float32)
+    tiles = torch.randn(4, channels, side, side, requires_grad=True)
+    wanted = F.relu(conv2d(tiles, weight, bias, patches, **cfg)).square().sum()
+    found = F.relu(conv2d(tiles, weight, bias, patches, **cfg), inplace=True).square().sum()
+    grads = [torch.autograd.grad(out, [tiles, weight, bias]) for out in (found, wanted)]
+    assert all(torch.equal(*pair) for pair in zip(*grads))
+    assert grads[0][1].stride() == weight.stride()
+
+
 @pytest.mark.parametrize('groups', [1, 16])
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
 def test_conv__under_autocast_casts_tiles(dtype, groups):

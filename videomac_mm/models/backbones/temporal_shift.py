@@ -7,9 +7,15 @@ from mmpretrain.models.backbones.convnext import ConvNeXtBlock
 from mmpretrain.models.backbones.resnet import BasicBlock, Bottleneck
 from torch import nn
 
+from videomac_mm.models.backbones.sparse_convnext import SparseConvNeXtBlock
 from videomac_mm.registry import MODELS
 
-_FIRST_CONV = {BasicBlock: 'conv1', Bottleneck: 'conv1', ConvNeXtBlock: 'depthwise_conv'}
+_FIRST_CONV = {
+    BasicBlock: 'conv1',
+    Bottleneck: 'conv1',
+    ConvNeXtBlock: 'depthwise_conv',
+    SparseConvNeXtBlock: 'depthwise_conv',
+}
 
 
 @MODELS.register_module()
@@ -29,7 +35,7 @@ def TemporalShifted(  # a type in configs
 
     Args:
         backbone: config of the network, or the network, which is changed in place. Its blocks
-            must derive from those of mmpretrain's ResNet or ConvNeXt.
+            must derive from those of mmpretrain's ResNet or ConvNeXt, or be this package's.
         num_segments: frames of a clip, T. 1 leaves the network as it is. Defaults to 8.
         shift_div: 1/shift_div of the channels comes from each neighbour. Defaults to 8.
 

@@ -14,7 +14,13 @@ from torch import Tensor
 from videomac_mm.sparse.geometry import VisiblePatches, rows_of
 from videomac_mm.sparse.ops import library, triton_depthwise
 from videomac_mm.sparse.ops.halo import check_neighbours, halo
-from videomac_mm.sparse.ops.operator import check_tensor, define, is_transformed
+from videomac_mm.sparse.ops.operator import (
+    check_tensor,
+    define,
+    empty_maps,
+    is_transformed,
+    own_maps,
+)
 
 # The CPU kernel for depth-wise convs.
 _SIDE = 7
@@ -99,7 +105,7 @@ def _forward(tiles, weight, bias, neighbours, *window) -> Tensor:
     surrounded = halo(tiles, neighbours, before, _after(weight, *window))
     weight, bias = (x if x is None else x.to(tiles.dtype) for x in (weight, bias))
     out = F.conv2d(surrounded, weight, bias, stride, 0, dilation, groups)
-    return _channels_last(out)
+    return own_maps(out)
 
 
 def _to_input(grad, weight, neighbours, side, *window) -> Tensor:
@@ -109,8 +115,7 @@ def _to_input(grad, weight, neighbours, side, *window) -> Tensor:
     to_halo = _torch_gradients(
         grad, grad.new_empty(1).expand(size), weight.to(grad.dtype), window, input=True
     )
-    adjoint = torch.ops.videomac_mm.halo_adjoint
-    return _channels_last(adjoint(to_halo, neighbours, before, after))
+    return torch.ops.videomac_mm.halo_adjoint(to_halo, neighbours, before, after)
 
 
 def _to_weight(tiles, grad, neighbours, kernel, *window) -> tuple[Tensor, Tensor]:
@@ -127,7 +132,7 @@ def _to_weight(tiles, grad, neighbours, kernel, *window) -> tuple[Tensor, Tensor
     else:
         to_weight = _torch_gradients(grad, surrounded, weight, window, input=False)
     wide = _sum_type(grad)
-    return _channels_last(to_weight.to(wide)), grad.sum((0, 2, 3), dtype=wide)
+    return own_maps(to_weight, wide), grad.sum((0, 2, 3), dtype=wide)
 
 
 def _torch_gradients(grad, x, weight, window, input) -> Tensor:
@@ -185,10 +190,10 @@ def _to_weight_kernel(tiles, grad, neighbours, kernel, *window) -> tuple[Tensor,
         return _from_taps(sums.sum(0).to(tiles.dtype))
     if not _pairs_fit(tiles, weight, *window):
         return NotImplemented
-    out = tiles.new_empty(columns, kernel, kernel, channels)
+    out = empty_maps(tiles, columns, channels, kernel, kernel)
     sizes = num, channels, columns, side, kernel, stride, before, _reach(neighbours)
-    library.call('pairs_weight', *inputs, out, *sizes)
-    return out.permute(0, 3, 1, 2), rows_of(grad).sum(0)
+    library.call('pairs_weight', *inputs, out.permute(0, 2, 3, 1), *sizes)
+    return out, rows_of(grad).sum(0)
 
 
 def _pairs(
@@ -204,20 +209,20 @@ def _pairs(
     """A conv that mixes channels, or in reverse the gradient of its input, of tiles of ``side``."""
     kernel, outside = weight.shape[-1], side if reverse else side // stride
     columns = weight.shape[1] if reverse else weight.shape[0]
-    out = tiles.new_empty(len(tiles), outside, outside, columns)
+    out = empty_maps(tiles, len(tiles), columns, outside, outside)
     matrices, bias = _rows(weight), None if bias is None else bias.contiguous()
     sizes = len(tiles), tiles.shape[1], columns, side, kernel, stride, before, _reach(neighbours)
     inputs = _rows(tiles), matrices, bias, neighbours.contiguous()
-    library.call('pairs', *inputs, out, *sizes, int(reverse))
-    return out.permute(0, 3, 1, 2)
+    library.call('pairs', *inputs, out.permute(0, 2, 3, 1), *sizes, int(reverse))
+    return out
 
 
 def _depthwise(tiles: Tensor, taps: Tensor, neighbours: Tensor) -> Tensor:
     num, channels, side, _ = tiles.shape
-    out = tiles.new_empty(num, side, side, channels)
-    args = _rows(tiles), taps, neighbours.contiguous(), out
+    out = empty_maps(tiles, *tiles.shape)
+    args = _rows(tiles), taps, neighbours.contiguous(), out.permute(0, 2, 3, 1)
     library.call('depthwise', *args, num, channels, side)
-    return out.permute(0, 3, 1, 2)
+    return out
 
 
 def _depthwise_fits(tiles: Tensor, weight: Tensor, *window: int) -> bool:
@@ -263,8 +268,7 @@ def _taps(tiles: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def _from_taps(taps: Tensor) -> tuple[Tensor, Tensor]:
     kernel = math.isqrt(len(taps) - 1)
-    weight = taps[:-1].t().reshape(-1, kernel, kernel, 1)
-    return weight.permute(0, 3, 1, 2), taps[-1].clone()
+    return own_maps(taps[:-1].t().view(-1, 1, kernel, kernel)), taps[-1].clone()
 
 
 def _sum_type(tiles: Tensor) -> torch.dtype:
@@ -272,10 +276,6 @@ def _sum_type(tiles: Tensor) -> torch.dtype:
 
 
 # ---------------------------------------------------------------------------- registration
-
-
-def _channels_last(maps: Tensor) -> Tensor:
-    return _rows(maps).permute(0, 3, 1, 2)
 
 
 def _weight_like(tiles: Tensor, grad: Tensor, kernel: int, groups: int) -> Tensor:
@@ -336,14 +336,13 @@ def _check_to_weight(tiles, grad, neighbours, kernel, *window) -> None:
 
 
 def _fake_maps(tiles: Tensor, channels: int, side: int) -> Tensor:
-    return tiles.new_empty(len(tiles), side, side, channels).permute(0, 3, 1, 2)
+    return empty_maps(tiles, len(tiles), channels, side, side)
 
 
 def _fake_weight(tiles, grad, neighbours, kernel, *window) -> tuple[Tensor, Tensor]:
-    wide = _sum_type(tiles)
-    size = grad.shape[1], kernel, kernel, tiles.shape[1] // window[-1]
-    weight = tiles.new_empty(size, dtype=wide).permute(0, 3, 1, 2)
-    return weight, tiles.new_empty(grad.shape[1], dtype=wide)
+    wide, columns = _sum_type(tiles), grad.shape[1]
+    size = columns, tiles.shape[1] // window[-1], kernel, kernel
+    return empty_maps(tiles, *size, dtype=wide), tiles.new_empty(columns, dtype=wide)
 
 
 def _keep_forward(ctx, inputs, output) -> None:

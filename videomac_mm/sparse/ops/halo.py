@@ -5,8 +5,14 @@ import math
 import torch
 from torch import Tensor
 
-from videomac_mm.sparse.geometry import halo_places, maps_of, rows_of, window_rows
-from videomac_mm.sparse.ops.operator import check_tensor, define, is_transformed
+from videomac_mm.sparse.geometry import halo_places, rows_of, window_rows
+from videomac_mm.sparse.ops.operator import (
+    check_tensor,
+    define,
+    empty_maps,
+    is_transformed,
+    own_maps,
+)
 
 
 def halo(tiles: Tensor, neighbours: Tensor, before: int, after: int, fill: float = 0.0) -> Tensor:
@@ -56,29 +62,34 @@ def _check(tiles: Tensor, neighbours: Tensor, before: int, after: int, fill: flo
 
 
 def _surround(tiles: Tensor, neighbours: Tensor, before: int, after: int, fill: float) -> Tensor:
-    side = tiles.shape[-1]
+    side, channels = tiles.shape[-1], tiles.shape[1]
     size = before + side + after
-    table = window_rows(neighbours, side, size, side, before)
-    return maps_of(_sums_of_rows(rows_of(tiles), table.view(-1, 1), fill), size)
+    table = window_rows(neighbours, side, size, side, before).flatten()
+    rows = _with_row(rows_of(tiles), fill)
+    taken = rows.index_select(0, table.where(table >= 0, len(rows) - 1))
+    return taken.view(-1, size, size, channels).permute(0, 3, 1, 2)
+
+
+def _surround_kept(tiles: Tensor, *args) -> Tensor:
+    return own_maps(_surround(tiles, *args))
 
 
 def _collect(grad: Tensor, neighbours: Tensor, before: int, after: int) -> Tensor:
-    side = grad.shape[-1] - before - after
+    side, channels = grad.shape[-1] - before - after, grad.shape[1]
     table = halo_places(neighbours, side, before, after)
-    return maps_of(_sums_of_rows(rows_of(grad), table), side)
+    rows = _with_row(rows_of(grad), 0.0)
+    taken = rows.index_select(0, table.where(table >= 0, len(rows) - 1).flatten())
+    sums = taken.view(*table.shape, channels).sum(1)
+    return own_maps(sums.view(-1, side, side, channels).permute(0, 3, 1, 2))
 
 
-def _sums_of_rows(rows: Tensor, table: Tensor, fill: float = 0.0) -> Tensor:
-    """For a table (M, n) of rows, or -1 for one of ``fill``: sums (M, C) of rows (R, C)."""
-    rows = torch.cat([rows, rows.new_full((1, rows.shape[1]), fill)])
-    table = table.where(table >= 0, len(rows) - 1)
-    if table.shape[1] == 1:
-        return rows.index_select(0, table.flatten())
-    return rows.index_select(0, table.flatten()).view(*table.shape, rows.shape[1]).sum(1)
+def _with_row(rows: Tensor, fill: float) -> Tensor:
+    """Rows, and one more of ``fill``."""
+    return torch.cat([rows, rows.new_full((1, rows.shape[1]), fill)])
 
 
 def _like(tiles: Tensor, side: int) -> Tensor:
-    return tiles.new_empty(len(tiles), side, side, tiles.shape[1]).permute(0, 3, 1, 2)
+    return empty_maps(tiles, len(tiles), tiles.shape[1], side, side)
 
 
 def _keep(ctx, inputs: tuple, output: Tensor) -> None:
@@ -96,7 +107,7 @@ def _halo_adjoint_backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 _halo = define(
     'halo(Tensor tiles, Tensor neighbours, int before, int after, float fill) -> Tensor',
-    _surround,
+    _surround_kept,
     check=_check,
     fake=lambda tiles, _, before, after, __: _like(tiles, before + tiles.shape[-1] + after),
     backward=_halo_backward,

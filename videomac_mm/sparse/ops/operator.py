@@ -137,6 +137,20 @@ def differentiable_gradients(
     return tuple(next(grads) if is_needed else None for is_needed in needed)
 
 
+def empty_maps(like: Tensor, *size: int, dtype: torch.dtype | None = None) -> Tensor:
+    """Memory for maps (or a weight) of a size, channels-last, of a tensor's type and device.
+
+    Operators return tensors of their own, no views: autograd would refuse to change those in place.
+    """
+    kind = dict(dtype=dtype or like.dtype, device=like.device)
+    return torch.empty(size, **kind, memory_format=torch.channels_last)
+
+
+def own_maps(maps: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Copy maps to memory of `empty_maps`."""
+    return empty_maps(maps, *maps.shape, dtype=dtype).copy_(maps)
+
+
 def is_transformed() -> bool:
     """Whether `torch.func` or forward-mode differentiation is at work.
 

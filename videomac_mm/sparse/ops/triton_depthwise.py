@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.torch_version import TorchVersion
 
+from videomac_mm.sparse.ops.operator import empty_maps
+
 try:
     import triton
     import triton.language as tl
@@ -60,13 +62,13 @@ def convolve(tiles: Tensor, taps: Tensor, neighbours: Tensor) -> Tensor:
     block = _block(side)
     # As many channels per thread as it has registers for sums; 16 bytes of bfloat16 at most.
     lanes = _lanes(channels, 32 * (8 // block))
-    out = torch.empty_like(rows)
+    out = empty_maps(tiles, *tiles.shape)
     programs = num * (side // block) ** 2 * triton.cdiv(channels, lanes)
     _run(
         _convolve_kernel, programs, rows, taps, neighbours.contiguous(), out,
         C=channels, P=side, S=block, K=isqrt(len(taps) - 1), REACH=_reach(neighbours), LANES=lanes,
     )  # fmt: skip
-    return out.permute(0, 3, 1, 2)
+    return out
 
 
 def correlate(tiles: Tensor, grads: Tensor, neighbours: Tensor, kernel: int) -> Tensor:
