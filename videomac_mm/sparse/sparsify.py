@@ -22,7 +22,8 @@ def sparsify(model: nn.Module, patch_size: int = 32) -> nn.Module:
     ``model(x, mask)`` packs the visible patches and runs the network's own ``forward`` on
     them. What that computes is the masked-dense network:
 
-    - Convs read zeros where hidden. Max-pooling ignores hidden sites.
+    - To convs and pooling, of subclasses too, hidden sites are what sites outside of the image
+      are: convs read zeros, max-pooling ignores them.
     - Modules that work site by site run on tiles as they are. Batch norm thus takes its
       statistics from visible sites.
     - Modules that treat the sites of a map as a set, such as global pooling, squeeze-excite,

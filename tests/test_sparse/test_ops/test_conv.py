@@ -7,6 +7,7 @@ from tests.masks import expand, random_mask
 from tests.threads import threads_of_torch
 from videomac_mm.sparse import VisiblePatches
 from videomac_mm.sparse.ops import conv2d, conv2d_on_halos, library
+from videomac_mm.sparse.ops.operator import own_maps
 
 needs_kernels = pytest.mark.skipif(
     not library.is_available(), reason='no C++ compiler to build the CPU kernels with'
@@ -43,7 +44,7 @@ def build(
     shape = channels_out, channels // cfg.get('groups', 1), kernel, kernel
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(shape, generator=generator, dtype=torch.float64) / kernel
-    params = [weight.contiguous(memory_format=torch.channels_last)]
+    params = [own_maps(weight)]  # as `PatchConv2d` keeps it
     params += [torch.randn(channels_out, generator=generator, dtype=torch.float64)] * bias
     return [param.to(dtype).requires_grad_() for param in params], cfg
 
