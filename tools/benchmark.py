@@ -47,7 +47,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from videomac_mm.models import SparseConvNeXt, SparseResNet, VideoMAC, VideoVisionTransformer
 from videomac_mm.models.gathered_batch_norm import GatheredBatchNorm1d
-from videomac_mm.models.propagation import ContextFrames, Window, propagate_densely
+from videomac_mm.models.label_propagation.context import ContextFrames, Window
+from videomac_mm.models.label_propagation.dense import propagate_densely
 from videomac_mm.registry import DATASETS, MODELS
 from videomac_mm.sparse import VisiblePatches, set_backend
 from videomac_mm.sparse.masked_dense import masked_dense

@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from videomac_mm.models import KeypointCodec, MaskCodec
-from videomac_mm.models.label_codecs import min_max
-from videomac_mm.models.propagation import ContextFrames, Window
+from videomac_mm.models.label_propagation.codecs import min_max
+from videomac_mm.models.label_propagation.context import ContextFrames, Window
 
 FOLDER = (
     Path(os.environ.get('VIDEOMAC_MM_FIXTURES', Path(__file__).parents[3] / 'shared' / 'fixtures'))

@@ -3,14 +3,18 @@
 import difflib
 import fnmatch
 import functools
+import logging
 from pathlib import Path
 
 import mmengine
 import torch
 from mmengine.config import Config
+from mmengine.logging import print_log
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import load_checkpoint
 from torch import nn
+
+from videomac_mm.models.completeness import check_fills
 
 PACKAGE = Path(__file__).parents[1]
 
@@ -50,8 +54,10 @@ def get_model(
 
     Args:
         name: one of `list_models`.
-        pretrained: checkpoint, a file or URL. Defaults to None, the weights that the model
-            starts with.
+        pretrained: checkpoint, a file or URL. It must fill the backbone. Any other part, such
+            as a head or a decoder, must be filled too, or have no weight in the checkpoint at
+            all, which is logged as a warning: a pre-trained checkpoint is enough for the
+            features of a classifier. Defaults to None, the weights that the model starts with.
         device: such as ``'cuda:1'``. Defaults to None, the CPU.
         **kwargs: what differs from ``model`` in the config, such as
             ``backbone=dict(out_indices=(0, 1, 2, 3))``.
@@ -60,7 +66,8 @@ def get_model(
         The model in eval mode.
 
     Raises:
-        ValueError: for an unknown name; names the nearest ones.
+        ValueError: for an unknown name; names the nearest ones. For a checkpoint that does not
+            fill a part of the model; see `check_fills`.
     """
     cfg = get_config(name)
     cfg.merge_from_dict(dict(model=kwargs))
@@ -72,8 +79,22 @@ def get_model(
         if pretrained is None and hasattr(model, 'init_weights'):
             model.init_weights()
     if pretrained is not None:
+        handle = model._register_load_state_dict_pre_hook(functools.partial(_check_parts, model))
         load_checkpoint(model, str(pretrained), map_location='cpu')
+        handle.remove()
     return model.to(device or 'cpu').eval()
+
+
+def _check_parts(model: nn.Module, state_dict: dict, *_) -> None:
+    """Raise if the backbone, or a part of which there are weights, would not be filled."""
+    for name, part in model.named_children():
+        if not part.state_dict():
+            continue
+        if name == 'backbone' or any(key.startswith(f'{name}.') for key in state_dict):
+            check_fills(part, state_dict, f'the {name} of {type(model).__name__}', f'{name}.')
+        else:
+            message = f'the checkpoint has no weights of the {name} of {type(model).__name__}'
+            print_log(message, 'current', logging.WARNING)
 
 
 @functools.cache

@@ -19,7 +19,7 @@ from videomac_mm.datasets import LoadFrame, OpenVideo
 from videomac_mm.datasets.label_propagation import read_ids
 from videomac_mm.datasets.unlabelled_videos import IMAGE_EXTENSIONS, by_numbers
 from videomac_mm.models import KeypointCodec, LabelPropagator
-from videomac_mm.models.label_codecs import resize_mask
+from videomac_mm.models.label_propagation.codecs import resize_mask
 from videomac_mm.registry import MODELS
 from videomac_mm.visualization import (
     PALETTE,

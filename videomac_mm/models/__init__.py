@@ -10,8 +10,8 @@ from videomac_mm.models.heads.contrast_head import ContrastHead
 from videomac_mm.models.heads.pixel_head import PixelHead
 from videomac_mm.models.heads.video_pixel_head import VideoPixelHead
 from videomac_mm.models.initialization import ByName
-from videomac_mm.models.label_codecs import KeypointCodec, MaskCodec
-from videomac_mm.models.label_propagator import LabelPropagator
+from videomac_mm.models.label_propagation.codecs import KeypointCodec, MaskCodec
+from videomac_mm.models.label_propagation.propagator import LabelPropagator
 from videomac_mm.models.losses.consistency_loss import ConsistencyLoss
 from videomac_mm.models.masking import RandomPatchMask, RandomTubeletMask, TubeMask
 from videomac_mm.models.necks.mask_token_decoder import MaskTokenDecoder

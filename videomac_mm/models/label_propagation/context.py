@@ -1,6 +1,7 @@
 """Labels travel from frame to frame along the similarity of features: pure tensor functions."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor
 _TILE = 10, 12
 # The best of many scores are sought in the chunks with the largest maxima.
 _CHUNK = 32
+# Cells beyond the `topk` that are looked at for ties.
+_SPARE = 4
 
 
 @dataclass(frozen=True)
@@ -145,24 +148,54 @@ class ContextFrames:
             ValueError: if the size of the features is not that of the first frame.
         """
         self._check(features)
-        height, width = self.shape[1:]
+        _, height, width = self.shape
         rows, columns = self._tile
+        tiles = [
+            (slice(top, top + rows), slice(left, left + columns))
+            for top in range(0, height, rows)
+            for left in range(0, width, columns)
+        ]
         queries = _normalise(features)  # (h, w, C)
         out = self._labels.new_empty(height, width, self._labels.shape[1])
-        for top in range(0, height, rows):
-            for left in range(0, width, columns):
-                inside = slice(top, top + rows), slice(left, left + columns)
-                query = queries[inside]
-                scored = []
-                if self._strips is not None and self._num_used > self._windowed:
-                    scored.append(_WindowScores(self, query, top, left))
-                if self._cells is not None:
-                    scored.append(_Scores(self, query))
-                values, places = _best_of_all(scored, topk, keep_ties)
-                weights = (values.to(self._labels.dtype) / temperature).softmax(-1)
-                mixed = torch.bmm(weights[:, None], self._labels[places])  # (q, 1, L)
-                out[inside] = mixed.view(*query.shape[:2], -1)
+        # Most ties are of a few cells. Tiles with longer ones are worked once more.
+        spare = _SPARE if keep_ties else 0
+        unfinished = []
+        for tile in tiles:
+            scored = self._score(queries[tile], tile)
+            values, places = _best_of_all(scored, topk + spare)
+            if values.shape[1] > topk:
+                last = values[:, topk - 1 : topk]
+                values = values.masked_fill(values < last, -math.inf)
+                more_ties = (values[:, -1:] == last) & last.isfinite()
+                num_groups = torch.stack([part.num_groups(last) for part in scored])
+                unfinished.append(num_groups * more_ties.any())
+            out[tile] = self._mix(values, places, temperature, out[tile])
+        if not unfinished:
+            return out.permute(2, 0, 1)
+        # All tiles are asked at once, because a question to a GPU waits for all its work.
+        for tile, numbers in zip(tiles, torch.stack(unfinished).tolist()):
+            if any(numbers):
+                scored = self._score(queries[tile], tile)
+                last = _best_of_all(scored, topk)[0][:, -1:]
+                values, places = _join(
+                    part.at_least(last, number) for part, number in zip(scored, numbers)
+                )
+                out[tile] = self._mix(values, places, temperature, out[tile])
         return out.permute(2, 0, 1)
+
+    def _score(self, query: Tensor, tile: tuple[slice, slice]) -> list['_Scores']:
+        """How similar the queries of a tile (rows, columns, C) are to the cells of all frames."""
+        scored = []
+        if self._strips is not None and self._num_used > self._windowed:
+            scored.append(_WindowScores(self, query, tile[0].start, tile[1].start))
+        if self._cells is not None:
+            scored.append(_FrameScores(self, query))
+        return scored
+
+    def _mix(self, values: Tensor, places: Tensor, temperature: float, out: Tensor) -> Tensor:
+        """The mean of the labels at ``places`` (q, n) by ``values`` (q, n), shaped as ``out``."""
+        weights = (values.to(self._labels.dtype) / temperature).softmax(-1)
+        return torch.bmm(weights[:, None], self._labels[places]).view_as(out)  # (q, 1, L)
 
     @property
     def _num_used(self) -> int:
@@ -197,31 +230,72 @@ class ContextFrames:
 
 
 class _Scores:
-    """How similar the queries of a tile are to every cell of some frames."""
+    """How similar the queries of a tile, q of them, are to cells that labels may come from.
+
+    The scores of a query are kept in groups of one size, with the maximum of each. The ``k``
+    best scores lie in the ``k`` groups with the largest maxima, so most are never looked at.
+    """
+
+    maxima: Tensor  # (q, number of groups)
+
+    def best(self, k: int) -> tuple[Tensor, Tensor]:
+        """The ``k`` largest scores of each query (q, k), and their places."""
+        groups, scores = self._largest(k)
+        values, index = scores.topk(min(k, scores.shape[1]))
+        return values, self._places(groups, index)
+
+    def at_least(self, threshold: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
+        """The scores that reach the query's threshold (q, 1), and -inf for others; places.
+
+        Args:
+            num_groups: in how many groups at most a query has such scores.
+        """
+        groups, scores = self._largest(num_groups)
+        index = torch.arange(scores.shape[1], device=scores.device).expand_as(scores)
+        return scores.masked_fill(scores < threshold, -math.inf), self._places(groups, index)
+
+    def num_groups(self, threshold: Tensor) -> Tensor:
+        """In how many groups at most a query has scores that reach its threshold (q, 1)."""
+        reached = (self.maxima >= threshold) & (self.maxima > -math.inf)
+        return reached.sum(1).amax()
+
+    def _largest(self, k: int) -> tuple[Tensor, Tensor]:
+        """The ``k`` groups of each query with the largest maxima (q, k), and their scores."""
+        groups = self.maxima.topk(min(k, self.maxima.shape[1])).indices
+        return groups, self._scores(groups)
+
+    def _scores(self, groups: Tensor) -> Tensor:
+        """The scores in some groups (q, k), one group after another: (q, k * size)."""
+        raise NotImplementedError
+
+    def _places(self, groups: Tensor, index: Tensor) -> Tensor:
+        """Which labels belong to the scores of these groups, at some places ``index`` (q, n)."""
+        raise NotImplementedError
+
+
+class _FrameScores(_Scores):
+    """Of all cells of some frames."""
 
     def __init__(self, frames: ContextFrames, query: Tensor) -> None:
         """``query``: (rows, columns, C)."""
         keys = frames._cells[: frames._num_used].flatten(0, 1)
-        self.scores = query.flatten(0, 1) @ keys.T  # (q, slots * h * w)
+        scores = query.flatten(0, 1) @ keys.T  # (q, slots * h * w)
+        self.num = scores.shape[1]
+        self.chunks = F.pad(scores, (0, -self.num % _CHUNK), value=-math.inf).unflatten(
+            1, (-1, _CHUNK)
+        )
+        self.maxima = self.chunks.amax(-1)
 
-    def best(self, k: int) -> tuple[Tensor, Tensor]:
-        """The ``k`` largest scores of each query (q, k), and their places."""
-        num = self.scores.shape[1]
-        extra = -num % _CHUNK
-        chunks = F.pad(self.scores, (0, extra), value=-math.inf).unflatten(1, (-1, _CHUNK))
-        chosen = chunks.amax(-1).topk(min(k, chunks.shape[1])).indices  # (q, k')
-        inside = torch.take_along_dim(chunks, chosen[..., None], 1).flatten(1)
-        values, index = inside.topk(min(k, inside.shape[1]))
-        places = chosen.gather(1, index // _CHUNK) * _CHUNK + index % _CHUNK
-        return values, places.clamp(max=num - 1)  # beyond: what was padded
+    def _scores(self, groups: Tensor) -> Tensor:
+        return torch.take_along_dim(self.chunks, groups[..., None], 1).flatten(1)
 
-    def at_least(self, threshold: Tensor) -> tuple[Tensor, Tensor]:
-        """All scores that reach the query's threshold (q, 1), filled up with -inf; places."""
-        return _at_least(self.scores, threshold)
+    def _places(self, groups: Tensor, index: Tensor) -> Tensor:
+        places = groups.gather(1, index // _CHUNK) * _CHUNK + index % _CHUNK
+        return places.clamp(max=self.num - 1)  # beyond: what was padded
 
 
-class _WindowScores:
-    """How similar the queries of a tile are to the cells in their windows."""
+class _WindowScores(_Scores):
+    """Of the cells in the window of each query; a group is a column of a window."""
 
     def __init__(self, frames: ContextFrames, query: Tensor, top: int, left: int) -> None:
         """``query``: (rows, columns, C) from row ``top`` and column ``left`` on."""
@@ -265,30 +339,19 @@ class _WindowScores:
             inside = frames.window.contains(offset[:, None], offset)
             self.windows.masked_fill_(~inside, -math.inf)
 
-    def best(self, k: int) -> tuple[Tensor, Tensor]:
-        """The ``k`` largest scores of each query (q, k), and their places."""
-        maxima = _maxima(self.windows).permute(1, 2, 0, 3).flatten(2).flatten(0, 1)
-        chosen = maxima.topk(min(k, maxima.shape[1])).indices  # columns of windows: (q, k')
-        slot, dx = chosen // self.side, chosen % self.side
+        self.maxima = _maxima(self.windows).permute(1, 2, 0, 3).flatten(2).flatten(0, 1)
+
+    def _scores(self, groups: Tensor) -> Tensor:
+        slot, dx = groups // self.side, groups % self.side
         strides = self.windows.stride()
         offset = slot * strides[0] + self.y * strides[1] + self.x * strides[2] + dx
-        dy = torch.arange(self.side, device=chosen.device)
+        dy = torch.arange(self.side, device=groups.device)
         offset = offset[..., None] + dy * strides[3]
-        inside = self.scores.flatten()[offset.flatten(1)]  # (q, k' * side)
-        values, index = inside.topk(min(k, inside.shape[1]))
-        column = index // self.side
-        slot, dx, dy = slot.gather(1, column), dx.gather(1, column), index % self.side
-        return values, self._places(slot, dy, dx)
+        return self.scores.flatten()[offset.flatten(1)]
 
-    def at_least(self, threshold: Tensor) -> tuple[Tensor, Tensor]:
-        """All scores that reach the query's threshold (q, 1), filled up with -inf; places."""
-        scores = self.windows.permute(1, 2, 0, 3, 4).flatten(2).flatten(0, 1)
-        values, index = _at_least(scores, threshold)
-        slot, inside = index // self.side**2, index % self.side**2
-        return values, self._places(slot, inside // self.side, inside % self.side)
-
-    def _places(self, slot: Tensor, dy: Tensor, dx: Tensor) -> Tensor:
-        """Cells of the windows, each (q, n), as numbers of labels."""
+    def _places(self, groups: Tensor, index: Tensor) -> Tensor:
+        column = groups.gather(1, index // self.side)
+        slot, dx, dy = column // self.side, column % self.side, index % self.side
         # What lies outside of the image has no weight, but must have a place.
         y = (self.top - self.reach + self.y + dy).clamp(0, self.height - 1)
         x = (self.left - self.reach + self.x + dx).clamp(0, self.width - 1)
@@ -306,71 +369,20 @@ def _maxima(windows: Tensor) -> Tensor:
     return windows[..., 0, :]
 
 
-def _best_of_all(
-    scored: list[_Scores | _WindowScores], topk: int, keep_ties: bool
-) -> tuple[Tensor, Tensor]:
-    """The best scores (q, k) of each query over all frames, -inf if missing; and places."""
-    values, places = _join(part.best(topk + keep_ties) for part in scored)
+def _best_of_all(scored: list[_Scores], k: int) -> tuple[Tensor, Tensor]:
+    """The ``k`` largest scores of each query over all frames (q, k), and their places."""
+    values, places = _join(part.best(k) for part in scored)
     if len(scored) > 1:
-        values, index = values.topk(min(topk + keep_ties, values.shape[1]))
+        values, index = values.topk(min(k, values.shape[1]))
         places = places.gather(1, index)
-    if not keep_ties or values.shape[1] <= topk:
-        return values, places
-    last, next_one = values[:, topk - 1 : topk], values[:, topk:]
-    if not ((last == next_one) & last.isfinite()).any():
-        return values[:, :topk], places[:, :topk]
-    return _join(part.at_least(last) for part in scored)
+    return values, places
 
 
-def _join(parts) -> tuple[Tensor, Tensor]:
+def _join(parts: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     values, places = zip(*parts)
     return torch.cat(values, 1), torch.cat(places, 1)
-
-
-def _at_least(scores: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
-    most = (scores >= threshold).sum(1).max().item()
-    values, index = scores.topk(most)
-    return values.masked_fill(values < threshold, -math.inf), index
 
 
 def _normalise(features: Tensor) -> Tensor:
     """(C, h, w) -> (h, w, C), of unit length."""
     return F.normalize(features.permute(1, 2, 0), dim=-1).contiguous()
-
-
-def propagate_densely(
-    features: Tensor,
-    contexts: Tensor,
-    labels: Tensor,
-    topk: int,
-    temperature: float,
-    allowed: Tensor | None = None,
-    keep_ties: bool = False,
-) -> Tensor:
-    """What `ContextFrames.propagate` computes, by the matrix of all pairs of cells.
-
-    The oracle of the tests and the baseline of the benchmarks: the references' steps, in their
-    order and layout. All pairs are compared, those outside of windows masked, the best kept.
-
-    Args:
-        features (C, h, w): of the new frame.
-        contexts (n, C, h, w), labels (n, L, h, w): of the frames to learn from.
-        topk, temperature, keep_ties: as in `ContextFrames.propagate`.
-        allowed (n, h*w, h*w): bool, whether a cell (2nd axis) may look at another (3rd).
-
-    Returns:
-        (L, h, w)
-    """
-    query = F.normalize(features.flatten(1), dim=0)  # (C, N)
-    keys = F.normalize(contexts.flatten(2), dim=1).transpose(1, 2).flatten(0, 1)  # (n * N, C)
-    weights = (keys @ query).div_(temperature).exp_()  # (n * N, N)
-    if allowed is not None:
-        weights.unflatten(0, (len(contexts), -1)).mul_(allowed.transpose(1, 2))
-    best, index = weights.topk(min(topk, len(weights)), dim=0)  # (topk, N)
-    source = labels.flatten(2).transpose(0, 1).flatten(1)  # (L, n * N)
-    if keep_ties:
-        weights[weights < best[-1]] = 0
-        mixed = source @ weights.div_(weights.sum(0))
-    else:
-        mixed = (source[:, index] * (best / best.sum(0))).sum(1)
-    return mixed.unflatten(1, features.shape[1:])

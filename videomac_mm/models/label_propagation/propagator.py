@@ -1,7 +1,6 @@
 """Any backbone's features, judged by how well labels travel along them."""
 
 import logging
-import math
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +9,9 @@ from mmengine.model import BaseModel
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
-from videomac_mm.models.propagation import ContextFrames, Window
+from videomac_mm.models.completeness import check_fills
+from videomac_mm.models.label_propagation.context import ContextFrames, Window
+from videomac_mm.models.label_propagation.strides import set_stride
 from videomac_mm.registry import MODELS, TASK_UTILS
 
 _DTYPES = ('float16', 'bfloat16', 'float32', 'float64')
@@ -46,7 +47,8 @@ class LabelPropagator(BaseModel):
         init_cfg: initialisation.
 
     Raises:
-        ValueError: for arguments out of range, or a stride that the backbone cannot have.
+        ValueError: for arguments out of range, a stride that the backbone cannot have, or
+            weights that do not fill it, when it is built or by ``load_state_dict``.
 
     Source: DINO (arXiv 2104.14294), §4.2.2 and its ``eval_video_segmentation.py``; CRW
     (arXiv 2006.14613), §3.3 and its ``test.py``.
@@ -89,8 +91,9 @@ class LabelPropagator(BaseModel):
             pad_with_first=pad_with_first,
         )
         self.dtype = None if dtype is None else getattr(torch, dtype)
-        self._has_weights = False
+        self._is_loaded = False
         self._register_load_state_dict_pre_hook(self._check_weights)
+        self.init_weights()
         self._frames: ContextFrames | None = None
         self._last: tuple[str, int] | None = None
         self._ids = None
@@ -140,11 +143,13 @@ class LabelPropagator(BaseModel):
         """Predict the labels of the next frame of a video; see `forward`."""
         if len(inputs) != 1:
             raise ValueError(f'label propagation takes one frame at a time, got {len(inputs)}')
-        if not self._has_weights:  # a runner initialises them for training only
-            message = 'no checkpoint was loaded: the weights are those of init_cfg'
+        if not self._is_loaded:
+            message = (
+                'no checkpoint was loaded into LabelPropagator: the weights are those of '
+                'init_cfg, if none were put into its backbone directly'
+            )
             print_log(message, 'current', logging.WARNING)
-            self.init_weights()
-            self._has_weights = True
+            self._is_loaded = True  # warn once
         (sample,) = data_samples
         features = self.extract_feat(inputs)[0]
         features = features.to(self.dtype or features.dtype)
@@ -166,115 +171,31 @@ class LabelPropagator(BaseModel):
         sample.set_metainfo(dict(grid=tuple(features.shape[1:])))
         return data_samples
 
+    def init_weights(self) -> None:
+        """Initialise the weights by ``init_cfg``. The constructor does it, later calls nothing."""
+        if self.is_init:
+            return
+        is_checking = False
+
+        def check(state_dict: dict, prefix: str, *_) -> None:
+            nonlocal is_checking
+            if not is_checking:  # `check_fills` calls the backbone's hooks, this one too
+                is_checking = True
+                check_fills(self.backbone, state_dict, 'the backbone', prefix)
+                is_checking = False
+
+        # For an init_cfg of the backbone, whose file does not pass through this module.
+        handle = self.backbone._register_load_state_dict_pre_hook(check)
+        try:
+            super().init_weights()
+        finally:
+            handle.remove()
+
     def _check_weights(self, state_dict: dict, prefix: str, *_) -> None:
-        own = {f'{prefix}backbone.{key}' for key in self.backbone.state_dict()}
-        if not own & set(state_dict):
-            raise ValueError(
-                f'the checkpoint has no weight of the backbone: expected names such as '
-                f'{min(own)!r}, got {sorted(state_dict)[:3]}'
-            )
+        check_fills(self.backbone, state_dict, 'the backbone', f'{prefix}backbone.')
         for name in [name for name in state_dict if not name.startswith(f'{prefix}backbone.')]:
             del state_dict[name]  # decoders, heads, targets: nothing to warn of
-        self._has_weights = True
-
-
-def set_stride(backbone: nn.Module, stride: int | None, dilate: bool = False) -> tuple[int, bool]:
-    """Let a backbone give denser maps, without touching its weights.
-
-    Every conv or pooling whose input already has the stride wanted is no longer strided; even
-    kernels are then padded below and to the right, so that sizes stay.
-
-    Args:
-        backbone: changed in place.
-        stride: wanted, in pixels per cell of the (last) output; None: leave it.
-        dilate: dilate kernels by as much as their input is denser than in training, so that
-            they see what they saw. Otherwise they look more closely, as the kernels of
-            ResNets do in CRW and DINO.
-
-    Returns:
-        The stride; and whether images must be padded to multiples of it, since the backbone
-        drops cells that are cut off by the border.
-
-    Raises:
-        ValueError: if the backbone cannot have this stride, or gives neither maps nor tokens.
-    """
-    own = _measure(backbone)
-    if stride is not None and stride != own:
-        if stride > own:
-            raise ValueError(f'the backbone has a stride of {own}: {stride} is coarser')
-        for layer, size in _strided_layers(backbone):
-            _densify(layer, _PROBE // size, stride, dilate)
-        if _measure(backbone) != stride:
-            raise ValueError(
-                f'the backbone, of stride {own}, cannot have a stride of {stride}: its layers '
-                'do not pass through it'
-            )
-    stride = stride or own
-    cut = _run(backbone, _PROBE + 1)
-    return stride, cut.shape[-2] <= _PROBE // stride if cut.ndim == 4 else True
-
-
-_PROBE = 256  # pixels; a multiple of all strides
-
-
-def _run(backbone: nn.Module, size: int) -> Tensor:
-    """The output of a backbone for a blank image, as in testing."""
-    training = backbone.training
-    device = next(backbone.parameters()).device
-    backbone.eval()
-    with torch.no_grad():
-        out = backbone(torch.zeros(1, 3, size, size, device=device))
-    backbone.train(training)
-    return out[-1] if isinstance(out, (tuple, list)) else out
-
-
-def _measure(backbone: nn.Module) -> int:
-    out = _run(backbone, _PROBE)
-    if out.ndim not in (3, 4):
-        raise ValueError(
-            'a backbone must give maps (B, C, h, w) or tokens (B, L, C), got a tensor of shape '
-            f'{tuple(out.shape)} for an image of {_PROBE}x{_PROBE} pixels'
-        )
-    # Class tokens are fewer than another row and column of places.
-    side = out.shape[-1] if out.ndim == 4 else math.isqrt(out.shape[1])
-    return _PROBE // side
-
-
-def _strided_layers(backbone: nn.Module) -> list[tuple[nn.Module, int]]:
-    """Convs and poolings with the sides of their inputs, in the order of their use."""
-    seen = []
-    handles = [
-        layer.register_forward_pre_hook(lambda layer, args: seen.append((layer, args[0].shape[-1])))
-        for layer in backbone.modules()
-        if isinstance(layer, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d))
-    ]
-    _run(backbone, _PROBE)
-    for handle in handles:
-        handle.remove()
-    return seen
-
-
-def _densify(layer: nn.Module, in_stride: int, wanted: int, dilate: bool) -> None:
-    """Take out the stride of a layer whose input had ``in_stride``, if it is not wanted."""
-    if in_stride < wanted:
-        return
-    kernel, padding = _one(layer.kernel_size), _one(layer.padding)
-    dilation = _one(getattr(layer, 'dilation', 1))
-    if dilate and kernel > 1 and hasattr(layer, 'dilation'):
-        dilation *= in_stride // wanted
-        padding *= in_stride // wanted
-        layer.dilation, layer.padding = (dilation, dilation), (padding, padding)
-    if _one(layer.stride) > 1:
-        layer.stride = (1, 1)
-        missing = dilation * (kernel - 1) - 2 * padding
-        if missing > 0:
-            layer.register_forward_pre_hook(
-                lambda _, args: (F.pad(args[0], (0, missing, 0, missing)),)
-            )
-
-
-def _one(value: int | tuple[int, ...]) -> int:
-    return value if isinstance(value, int) else value[0]
+        self._is_loaded = True
 
 
 def _as_maps(out: Tensor | tuple[Tensor, ...], grid: list[int]) -> Tensor:

@@ -5,7 +5,7 @@ from mmengine.structures import BaseDataElement
 from torch import nn
 
 from videomac_mm.models import KeypointCodec, LabelPropagator, MaskCodec
-from videomac_mm.models.label_propagator import set_stride
+from videomac_mm.models.label_propagation.propagator import set_stride
 from videomac_mm.registry import MODELS
 
 CONVNEXT = dict(

@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from videomac_mm.models.propagation import ContextFrames, Window, propagate_densely
+from videomac_mm.models.label_propagation.context import ContextFrames, Window
+from videomac_mm.models.label_propagation.dense import propagate_densely
 
 GRID = 13, 27  # several tiles, none full
 DINO = dict(window=Window(3))
