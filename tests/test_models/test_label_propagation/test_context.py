@@ -174,3 +174,25 @@ def test_dense__closed_form():
     got = propagate_densely(features, features[None], labels, topk=2, temperature=0.5)
     share = math.exp(2) / (math.exp(2) + 1)
     torch.testing.assert_close(got[0, 0], torch.tensor([share, 1 - share], dtype=torch.float64))
+
+
+@pytest.mark.parametrize('with_ties', [False, True])
+def test_propagate__asks_the_device_once_a_frame(monkeypatch, with_ties):
+    torch.manual_seed(0)
+    features, labels = torch.randn(4, 25, 30), torch.rand(2, 25, 30)
+    frames = ContextFrames(features, labels, 2, Window(3))
+    frames.push(features, labels)
+    asked = []
+    for name in ('tolist', 'item', '__bool__', '__int__', '__float__', '__index__'):
+        original = getattr(torch.Tensor, name)
+
+        def record(self, *args, name=name, original=original):
+            asked.append(name)
+            return original(self, *args)
+
+        monkeypatch.setattr(torch.Tensor, name, record)
+    query = torch.ones(4, 25, 30) if with_ties else torch.randn(4, 25, 30)
+    frames.propagate(query, 5, 0.1, keep_ties=True)
+    assert asked == ['tolist']  # for all of its 9 tiles
+    frames.propagate(query, 5, 0.1, keep_ties=False)
+    assert asked == ['tolist']

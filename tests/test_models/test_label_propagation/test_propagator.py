@@ -335,3 +335,29 @@ def test_propagator__errors(name):
 def test_propagator__unknown_dtype():
     with pytest.raises(ValueError, match="dtype must be one of .* got 'half'"):
         LabelPropagator(CONVNEXT, dtype='half')
+
+
+def test_predict__never_changes_weights(model):
+    weights = {k: torch.randn_like(v) for k, v in model.backbone.state_dict().items()}
+    model.backbone.load_state_dict(weights)
+    predict(model, frames())
+    assert all(torch.equal(v, weights[k]) for k, v in model.backbone.state_dict().items())
+
+    model = LabelPropagator(CONVNEXT).eval()
+    with torch.no_grad():
+        for param in model.backbone.parameters():
+            param.copy_(torch.randn_like(param))
+    before = {k: v.clone() for k, v in model.backbone.state_dict().items()}
+    predict(model, frames())
+    assert all(torch.equal(v, before[k]) for k, v in model.backbone.state_dict().items())
+
+
+def test_weights__of_another_size_or_with_a_missing_stage_are_refused():
+    model = LabelPropagator(CONVNEXT)
+    wide = dict(CONVNEXT, arch=dict(depths=[1, 1, 1, 1], channels=[4, 6, 10, 12]))
+    for wrong in (
+        LabelPropagator(wide).state_dict(),
+        {k: v for k, v in model.state_dict().items() if 'stages.1' not in k},
+    ):
+        with pytest.raises(ValueError, match='does not fill the backbone.*missing.*another shape'):
+            model.load_state_dict(wrong, strict=False)
