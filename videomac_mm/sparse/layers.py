@@ -17,7 +17,7 @@ def set_backend(network: nn.Module, backend: str) -> None:
     """Choose what computes the layers of a network on packed tiles.
 
     Args:
-        network: holds layers of this package.
+        network: holds layers of this package, or was sparsified.
         backend: 'auto', the operators of this package, with kernels where there are any (Triton
             on GPUs, C++ on CPUs); 'torch', torch's own layers alone; or 'spconv', the spconv
             library for convs that mix channels and look across tiles on GPUs in float32 and
@@ -32,7 +32,7 @@ def set_backend(network: nn.Module, backend: str) -> None:
     if backend == 'spconv':
         spconv.check_available()
     for layer in network.modules():
-        if isinstance(layer, (PatchConv2d, PatchGRN, LayerNorm2d)):
+        if isinstance(layer, (nn.Conv2d, PatchGRN, LayerNorm2d)):  # plain convs if sparsified
             layer.backend = backend
 
 

@@ -71,7 +71,8 @@ def TemporalShifted(  # a type in configs
 
 def _shift(conv: nn.Module, args: tuple, num_segments: int, shift_div: int) -> tuple:
     x, *patches = args
-    if any(given is not None for given in patches):
+    # In the call of a sparsified network the layer itself holds them.
+    if any(given is not None for given in (*patches, getattr(conv, 'patches', None))):
         raise ValueError('a network with temporal shift takes no mask: frames must be whole')
     if len(x) % num_segments:
         raise ValueError(f'a batch of {len(x)} frames is no multiple of {num_segments=}')
