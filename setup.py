@@ -53,7 +53,7 @@ def version() -> str:
 lite = ['mmcv-lite>=2.0.1,<2.2']
 weights = ['safetensors']  # what tools/convert_weights.py can read and write besides
 segmentation = ['mmsegmentation>=1.2,<2', 'ftfy', 'regex']  # it imports both, but asks for neither
-# Its inner functions are called, hence the exact version. Wheels exist for this platform alone;
+# Its faults are known of this version (sparse/ops/spconv.py). Wheels exist for this platform alone;
 # on GPUs spconv-cu126 takes the place of spconv: they are two distributions of one package.
 spconv = ["spconv==2.3.8; sys_platform == 'linux' and platform_machine == 'x86_64'"]
 av = ['av>=17']  # PyAV, the faster reader of video files; 16 takes all colours for BT.601

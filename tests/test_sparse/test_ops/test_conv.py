@@ -179,6 +179,21 @@ def test_conv__agrees_to_the_bit_run_by_run(batch, channels, channels_out, cfg):
     assert all(torch.equal(*pair) for pair in zip(runs[2][1], runs[3][1]))
 
 
+@pytest.mark.parametrize('side', [1, 2, 8])
+@pytest.mark.parametrize('channels, groups', [(8, 8), (16, 1), (6, 1)])
+def test_conv__takes_tables_that_show_more_than_it_sees(side, channels, groups):
+    patches = VisiblePatches(random_mask(2, (4, 4), 6))
+    weight = torch.randn(channels, channels // groups, 7, 7, requires_grad=True)
+    tiles = torch.randn(12, channels, side, side, requires_grad=True)
+    results = []
+    for reach in (-(-3 // side), 4):
+        near = patches.neighbours(reach)
+        out = torch.ops.videomac_mm.conv2d(tiles, weight, None, near, 1, 3, 1, groups)
+        results.append([out, *gradients(out, [tiles, weight])])
+    for got, want in zip(*results):
+        torch.testing.assert_close(got, want)
+
+
 def test_conv__takes_any_memory():
     patches = VisiblePatches(random_mask(1, (3, 3), 4))
     params, cfg = build(16, 16, dict(kernel=3, before=1), torch.float32)

@@ -192,18 +192,20 @@ def _to_weight_kernel(tiles, grad, neighbours, kernel, *window) -> tuple[Tensor,
     if triton_depthwise.fits(tiles, weight, *window):
         return _from_taps(triton_depthwise.correlate(tiles, grad, neighbours, kernel))
     (num, channels, side, _), columns = tiles.shape, grad.shape[1]
-    inputs = _rows(tiles), _rows(grad), neighbours.contiguous()
+    rows, upstream = _rows(tiles), _rows(grad)
     if _depthwise_fits(tiles, weight, *window):
         # With few channels a thread would be without work.
         chunks = max(1, min(-(-torch.get_num_threads() * 16 // channels), num))
         sums = tiles.new_empty(chunks, _SIDE**2 + 1, channels, dtype=torch.float64)
-        library.call('depthwise_weight', *inputs, sums, num, channels, chunks, side)
+        inputs = rows, upstream, _centre(neighbours, side), sums
+        library.call('depthwise_weight', *inputs, num, channels, chunks, side)
         return _from_taps(sums.sum(0).to(tiles.dtype))
     if not _pairs_fit(tiles, weight, *window):
         return NotImplemented
     out = empty_maps(tiles, columns, channels, kernel, kernel)
     sizes = num, channels, columns, side, kernel, stride, before, _reach(neighbours)
-    library.call('pairs_weight', *inputs, out.permute(0, 2, 3, 1), *sizes)
+    inputs = rows, upstream, neighbours.contiguous(), out.permute(0, 2, 3, 1)
+    library.call('pairs_weight', *inputs, *sizes)
     return out, rows_of(grad).sum(0)
 
 
@@ -231,9 +233,19 @@ def _pairs(
 def _depthwise(tiles: Tensor, taps: Tensor, neighbours: Tensor) -> Tensor:
     num, channels, side, _ = tiles.shape
     out = empty_maps(tiles, *tiles.shape)
-    args = _rows(tiles), taps, neighbours.contiguous(), out.permute(0, 2, 3, 1)
+    args = _rows(tiles), taps, _centre(neighbours, side), out.permute(0, 2, 3, 1)
     library.call('depthwise', *args, num, channels, side)
     return out
+
+
+def _centre(neighbours: Tensor, side: int) -> Tensor:
+    """A table without the tiles that windows of the depth-wise kernel do not reach."""
+    own = _reach(neighbours)
+    beyond = own + -(_SIDE // 2) // side
+    if beyond:
+        around = slice(beyond, -beyond)
+        neighbours = neighbours.unflatten(1, (2 * own + 1, -1))[:, around, around].flatten(1)
+    return neighbours.contiguous()
 
 
 def _depthwise_fits(tiles: Tensor, weight: Tensor, *window: int) -> bool:
