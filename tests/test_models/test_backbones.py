@@ -443,3 +443,15 @@ def test_backend__is_also_known_by_its_earlier_name(cfg):
         network = MODELS.build(dict(cfg, conv_backend='torch'))
     convs = [layer for layer in network.modules() if isinstance(layer, PatchConv2d)]
     assert convs and all(conv.backend == 'torch' for conv in convs)
+
+
+@pytest.mark.parametrize('kind', ['SparseResNet', 'SparseConvNeXt'])
+def test_mask__is_refused_by_norms_that_mix_sites(kind):
+    cfg = dict(depth=18, base_channels=8, stem_channels=8)
+    cfg = cfg if kind == 'SparseResNet' else dict(arch=EIGHTS)
+    norm = dict(type='GN', num_groups=2)
+    network = MODELS.build(dict(cfg, type=kind, norm_cfg=norm)).eval()
+    images = torch.randn(1, 3, 64, 64)
+    network(images)
+    with pytest.raises(ValueError, match='norms of .* mix the sites of an image'):
+        network(images, random_mask(1, (2, 2), 1))

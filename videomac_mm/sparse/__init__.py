@@ -10,6 +10,7 @@ from videomac_mm.sparse.layers import (
     is_plain,
     linear_gelu_grn,
     norm_act,
+    norms_over_sites,
     set_backend,
 )
 from videomac_mm.sparse.sparsify import MaskAware, sparsify
@@ -25,6 +26,7 @@ __all__ = [
     'is_plain',
     'linear_gelu_grn',
     'norm_act',
+    'norms_over_sites',
     'set_backend',
     'sparsify',
 ]

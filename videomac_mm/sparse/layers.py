@@ -36,6 +36,12 @@ def set_backend(network: nn.Module, backend: str) -> None:
             layer.backend = backend
 
 
+def norms_over_sites(network: nn.Module) -> list[str]:
+    """Names of norms that mix the sites of a map, and would take a tile for an image."""
+    kinds = nn.GroupNorm, nn.modules.instancenorm._InstanceNorm, nn.LocalResponseNorm
+    return [name for name, layer in network.named_modules() if isinstance(layer, kinds)]
+
+
 class PatchConv2d(nn.Conv2d):
     """`torch.nn.Conv2d` that can run on packed tiles; same parameters, same keys.
 

@@ -19,6 +19,7 @@ from videomac_mm.sparse import (
     PatchGRN,
     VisiblePatches,
     linear_gelu_grn,
+    norms_over_sites,
     set_backend,
 )
 
@@ -232,6 +233,7 @@ class SparseConvNeXt(BaseBackbone):
                 self.add_module(f'norm{stage}', build_norm_layer(norm_cfg, channels))
         self.to(memory_format=torch.channels_last)
         set_backend(self, backend)
+        self._norms_over_sites = norms_over_sites(self)
         self._freeze_stages()
 
     def forward(self, x: Tensor, mask: Tensor | VisiblePatches | None = None) -> tuple[Tensor, ...]:
@@ -253,6 +255,12 @@ class SparseConvNeXt(BaseBackbone):
         patches = None
         x = x.contiguous(memory_format=torch.channels_last)
         if mask is not None:
+            if self._norms_over_sites:
+                raise ValueError(
+                    f'{self._norms_over_sites[0]} and {len(self._norms_over_sites) - 1} more norms '
+                    f'of {type(self).__name__} mix the sites of an image, which has no sparse form '
+                    'here: use LN2d or BN, or videomac_mm.Sparsified, which carries group norm'
+                )
             patches = VisiblePatches.of(mask)
             x = patches.pack(x, self.stride)
         outs = []

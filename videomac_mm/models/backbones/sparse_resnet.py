@@ -18,6 +18,7 @@ from videomac_mm.sparse import (
     VisiblePatches,
     is_plain,
     norm_act,
+    norms_over_sites,
     set_backend,
 )
 
@@ -140,6 +141,7 @@ class SparseResNet(ResNet):
             **kwargs,
         )
         set_backend(self, backend)
+        self._norms_over_sites = norms_over_sites(self)
 
     def make_res_layer(self, **kwargs) -> nn.Module:
         """Build one stage; called by ``mmpretrain.ResNet``."""
@@ -163,6 +165,12 @@ class SparseResNet(ResNet):
         patches = None
         x = x.contiguous(memory_format=torch.channels_last)
         if mask is not None:
+            if self._norms_over_sites:
+                raise ValueError(
+                    f'{self._norms_over_sites[0]} and {len(self._norms_over_sites) - 1} more norms '
+                    f'of {type(self).__name__} mix the sites of an image, which has no sparse form '
+                    'here: use LN2d or BN, or videomac_mm.Sparsified, which carries group norm'
+                )
             patches = VisiblePatches.of(mask)
             x = patches.pack(x, stride=4 * math.prod(self.strides))
         if self.variant == 'standard':
