@@ -136,7 +136,7 @@ def test_resident__frames_are_those_of_the_files(videos, monkeypatch):
     assert not any(isinstance(part, torch.Tensor) for part in batch['inputs']['frames'])
     expected = CropPreprocessor(**NORMALISE)(pairs(videos, 'OpenVideo'))['inputs']
     assert torch.equal(on_device(batch)['inputs'], expected)
-    assert sum(frames.nbytes for frames in on_device.videos.values()) == num_bytes
+    assert sum(frames.nbytes for frames in on_device.resident.videos.values()) == num_bytes
     assert not on_device.state_dict()
 
     # from now on no file is opened

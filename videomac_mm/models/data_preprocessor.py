@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from mmaction.models import ActionDataPreprocessor
 from torch import Tensor
 
-from videomac_mm.registry import DATASETS, MODELS, TRANSFORMS
+from videomac_mm.datasets.resident_frames import ResidentFrames
+from videomac_mm.registry import MODELS
 
 INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic')
 
@@ -54,9 +55,7 @@ class CropPreprocessor(ActionDataPreprocessor):
             )
         super().__init__(**{'format_shape': 'NCTHW', **kwargs})
         self.interpolation = interpolation
-        self.resident = resident
-        self.max_bytes = max_bytes
-        self.videos: dict[str, Tensor] = {}  # no buffers, for checkpoints need no frames
+        self.resident = None if resident is None else ResidentFrames(resident, max_bytes)
 
     def preprocess(self, inputs: dict, data_samples: list, training: bool = False) -> tuple:
         """Normalised clips (B, V, 3, T, H, W) float, and the samples.
@@ -69,39 +68,12 @@ class CropPreprocessor(ActionDataPreprocessor):
         samples = [dict(zip(inputs, values)) for values in zip(*inputs.values())]
         for sample in samples:
             if 'video' in sample:
-                sample['frames'] = self._frames_of(sample.pop('video'), sample['frames'])
+                video, numbers = sample.pop('video'), sample['frames'].tolist()
+                if self.resident is None:
+                    raise ValueError('frames of OpenResidentVideo need the argument resident')
+                sample['frames'] = self.resident.frames(video, numbers, self.device)
         clips = [self.cut(**sample) for sample in samples]
         return super().preprocess(clips, data_samples, training)
-
-    def _frames_of(self, video: str, numbers: np.ndarray) -> list[Tensor]:
-        if not self.videos:
-            self.videos = self._load()
-        if video not in self.videos:
-            raise ValueError(f'{video} is not among the {len(self.videos)} resident videos')
-        return [self.videos[video][number] for number in numbers.tolist()]
-
-    def _load(self) -> dict[str, Tensor]:
-        """All frames of each video that can be read, (N, H, W, 3) uint8 on the device."""
-        if self.resident is None:
-            raise ValueError('frames of OpenResidentVideo need the argument resident')
-        dataset = DATASETS.build(self.resident)
-        decode = TRANSFORMS.build(dict(type='videomac_mm.DecodeFrames'))
-        videos, num_bytes = {}, 0
-        for i in range(len(dataset)):
-            opened = dataset.prepare_data(i)
-            if opened is None:  # unusable, as it will be in training
-                continue
-            reader, total = opened['video_reader'], opened['total_frames']
-            height, width = decode(dict(video_reader=reader, frame_inds=[0]))['img_shape']
-            num_bytes += total * height * width * 3
-            if num_bytes > self.max_bytes:
-                raise ValueError(
-                    f'resident frames exceed max_bytes={self.max_bytes}: the first {i + 1} of '
-                    f'{len(dataset)} videos take {num_bytes}'
-                )
-            frames = decode(dict(video_reader=reader, frame_inds=range(total)))['imgs']
-            videos[opened['filename']] = torch.from_numpy(np.stack(frames)).to(self.device)
-        return videos
 
     def cut(
         self,
