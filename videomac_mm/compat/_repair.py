@@ -71,7 +71,9 @@ class _Imports(MetaPathFinder):
         if name in sys.modules:
             repair(sys.modules[name])
 
-    def on_error(self, name: str, rescue: Callable[[ModuleType, Callable, Exception], None]):
+    def on_error(
+        self, name: str, rescue: Callable[[ModuleType, Callable, Exception], None]
+    ) -> None:
         """Call ``rescue(module, execute, error)`` where the import of ``name`` fails.
 
         ``execute(module)`` runs the module's code once more.
