@@ -89,8 +89,8 @@ mmpretrain_sparse  mmpretrain's SparseConvNeXt or SparseResNet as the backbone, 
 
 and, if asked for with --variants:
 
-sparse_torch           without the kernels of this package (conv_backend='torch')
-spconv                 with the spconv library (conv_backend='spconv')
+sparse_torch           without the kernels of this package (backend='torch')
+spconv                 with the spconv library (backend='spconv')
 sparse_compiled        as `sparse`, the whole of `model.loss` under torch.compile, static shapes
 masked_dense_compiled  as `masked_dense`, likewise
 

@@ -289,9 +289,13 @@ def test_follow__refuses_weights_flattened_by_fsdp(model, one_process, original)
 def test_train_step__of_a_loop_of_your_own_is_not_restricted(model):
     optimizer = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1))
     clips = [torch.randint(256, (1, 3, 2, 32, 24), dtype=torch.uint8) for _ in range(2)]
+    before = {name: value.clone() for name, value in model.target.state_dict().items()}
     for _ in range(2):
-        model.train_step(dict(inputs=clips, data_samples=None), optimizer)
+        losses = model.train_step(dict(inputs=clips, data_samples=None), optimizer)
+        assert losses['loss'].isfinite()
         model.target.follow(model, momentum=0.9)
+    after = model.target.state_dict()
+    assert any(not torch.equal(value, after[name]) for name, value in before.items())
 
 
 @pytest.mark.parametrize('wrapped', [False, True])

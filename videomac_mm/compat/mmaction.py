@@ -87,7 +87,7 @@ def features_stay_in_a_tuple() -> None:
     def repair(module: ModuleType) -> None:
         def make(original: Callable) -> Callable:
             def extract_feat(self: Any, *args: Any, **kwargs: Any) -> Any:
-                # Whoever has such a backbone has loaded this module.
+                # A network with such a backbone has loaded this module.
                 home = sys.modules.get('mmpretrain.models.backbones.base_backbone')
                 is_its = home is not None and isinstance(self.backbone, home.BaseBackbone)
                 # Necks want tuples.

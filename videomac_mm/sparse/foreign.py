@@ -4,7 +4,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from videomac_mm.sparse import ops
 from videomac_mm.sparse.geometry import VisiblePatches
 from videomac_mm.sparse.layers import PatchConv2d, Window
 
@@ -137,7 +136,7 @@ class _OnTiles(TorchFunctionMode):
         """The maximum of the visible sites of a window, as `PatchMaxPool2d` computes it."""
         stride = stride or kernel_size
         window = self._pooled(x, (kernel_size, stride, dilation), padding, ceil_mode)
-        x = self._surround(x, window, float('-inf'))
+        x = window.surround(x, self.patches, float('-inf'))
         return F.max_pool2d(x, kernel_size, stride, 0, dilation)
 
     def _avg_pool2d(
@@ -158,7 +157,10 @@ class _OnTiles(TorchFunctionMode):
 
         def mean(x: Tensor) -> Tensor:
             return F.avg_pool2d(
-                self._surround(x, window), kernel_size, stride, divisor_override=divisor_override
+                window.surround(x, self.patches),
+                kernel_size,
+                stride,
+                divisor_override=divisor_override,
             )
 
         if count_include_pad or divisor_override or not window.crosses_tiles:
@@ -175,13 +177,6 @@ class _OnTiles(TorchFunctionMode):
         window = _window(extent, strides[0], _before(extent, strides[0], pads, ceil_mode))
         window.check(x)
         return window
-
-    def _surround(self, x: Tensor, window: Window, fill: float = 0.0) -> Tensor:
-        if not window.crosses_tiles:
-            return x
-        reached = max(window.before, window.after)
-        neighbours = self.patches.neighbours(-(-reached // x.shape[-1]))
-        return ops.halo(x, neighbours, window.before, window.after, fill)
 
     def _take_pads(self, padding: int | tuple) -> list[tuple[int, int]]:
         """Sites that are added before and after, in all, by axis."""

@@ -163,6 +163,10 @@ class VisiblePatches:
             self._tables[key] = table.flatten(1).int()
         return self._tables[key]
 
+    def neighbours_within(self, sites: int, side: int) -> Tensor:
+        """`neighbours` as far as a number of sites reaches over tiles of a side, one at least."""
+        return self.neighbours(max(1, -(-sites // side)))
+
     def per_image(self, tiles: Tensor) -> Tensor:
         """View channels-last tiles ``(B*K, p, p, C)`` as the sites of their images.
 

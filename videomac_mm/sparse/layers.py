@@ -139,6 +139,13 @@ class Window:
         """Whether a window reads beyond the tile that it writes to."""
         return self.before > 0 or self.after > 0
 
+    def surround(self, tiles: Tensor, patches: VisiblePatches, fill: float = 0.0) -> Tensor:
+        """Tiles with the sites around them that windows read; ``fill`` is what does not exist."""
+        if not self.crosses_tiles:
+            return tiles
+        near = patches.neighbours_within(max(self.before, self.after), tiles.shape[-1])
+        return ops.halo(tiles, near, self.before, self.after, fill)
+
     def check(self, tiles: Tensor) -> None:
         """Raise if the stride does not divide the side of tiles (N, C, p, p)."""
         if tiles.shape[-1] % self.stride:
@@ -168,10 +175,7 @@ class PatchMaxPool2d(nn.MaxPool2d):
             return super().forward(x)
         window = Window(self)
         window.check(x)
-        if window.crosses_tiles:
-            reached = max(window.before, window.after)
-            neighbours = patches.neighbours(-(-reached // x.shape[-1]))
-            x = ops.halo(x, neighbours, window.before, window.after, float('-inf'))
+        x = window.surround(x, patches, float('-inf'))
         return F.max_pool2d(x, self.kernel_size, self.stride, 0, self.dilation)
 
 

@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tests.gradients import gradients
 from tests.masks import expand, random_mask
 from tests.threads import threads_of_torch
 from videomac_mm.sparse import VisiblePatches
@@ -58,11 +59,6 @@ def dense(
     seen = maps.masked_fill(expand(mask, maps.shape[-2:]), 0.0)
     out = F.conv2d(F.pad(seen, (before, after) * 2), *params, stride=stride, **cfg)
     return out.masked_fill(expand(mask, out.shape[-2:]), 0.0)
-
-
-def gradients(out: Tensor, inputs: list[Tensor]) -> tuple[Tensor, ...]:
-    upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
-    return torch.autograd.grad(out, inputs, upstream.to(out))
 
 
 def run(convolve, maps: Tensor, params: list[Tensor], patches: VisiblePatches, **cfg) -> Tensor:

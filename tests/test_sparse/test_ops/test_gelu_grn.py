@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tests.gradients import gradients
 from videomac_mm.sparse.ops import gelu_grn, grn, library
 
 needs_kernels = pytest.mark.skipif(
@@ -26,12 +27,6 @@ def composition(x: Tensor, bias: Tensor | None, gamma: Tensor, beta: Tensor) -> 
     response = active.square().sum(1, keepdim=True).sqrt()
     response = response / (response.mean(-1, keepdim=True) + EPS)
     return gamma * (active * response) + beta + active
-
-
-def gradients(out: Tensor, inputs: list[Tensor | None]) -> tuple[Tensor, ...]:
-    upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
-    inputs = [tensor for tensor in inputs if tensor is not None]
-    return torch.autograd.grad(out, inputs, upstream.to(out))
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])

@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tests.gradients import gradients
 from videomac_mm.sparse.ops import norm_gelu
 
 EPS = 1e-6
@@ -20,12 +21,6 @@ def values(rows: int, channels: int, with_residual: bool, dtype=torch.float64) -
 def composition(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None) -> Tensor:
     normed = F.layer_norm(x, x.shape[-1:], weight, bias, EPS)
     return F.gelu(normed if residual is None else normed + residual)
-
-
-def gradients(out: Tensor, inputs: list[Tensor | None]) -> tuple[Tensor, ...]:
-    upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
-    inputs = [tensor for tensor in inputs if tensor is not None]
-    return torch.autograd.grad(out, inputs, upstream.to(out))
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])

@@ -16,10 +16,12 @@ from videomac_mm.sparse.ops import library, triton_depthwise
 from videomac_mm.sparse.ops.halo import check_neighbours, halo
 from videomac_mm.sparse.ops.operator import (
     check_tensor,
+    contiguous,
     define,
     empty_maps,
     is_transformed,
     own_maps,
+    sum_type,
 )
 
 # The CPU kernel for depth-wise convs.
@@ -98,8 +100,7 @@ def _valid_conv(x: Tensor, weight: Tensor, bias: Tensor | None, *settings: int) 
 
 
 def _neighbours(tiles: Tensor, weight: Tensor, patches: VisiblePatches, *window: int) -> Tensor:
-    reached = max(window[1], _after(weight, *window))
-    return patches.neighbours(max(1, -(-reached // tiles.shape[-1])))
+    return patches.neighbours_within(max(window[1], _after(weight, *window)), tiles.shape[-1])
 
 
 def _after(weight: Tensor, stride: int, before: int, dilation: int, groups: int) -> int:
@@ -140,7 +141,7 @@ def _to_weight(tiles, grad, neighbours, kernel, *window) -> tuple[Tensor, Tensor
         to_weight = sum(_correlate(*piece) for piece in pieces)[:, None]
     else:
         to_weight = _torch_gradients(grad, surrounded, weight, window, input=False)
-    wide = _sum_type(grad)
+    wide = sum_type(grad)
     return own_maps(to_weight, wide), grad.sum((0, 2, 3), dtype=wide)
 
 
@@ -223,9 +224,8 @@ def _pairs(
     kernel, outside = weight.shape[-1], side if reverse else side // stride
     columns = weight.shape[1] if reverse else weight.shape[0]
     out = empty_maps(tiles, len(tiles), columns, outside, outside)
-    matrices, bias = _rows(weight), None if bias is None else bias.contiguous()
     sizes = len(tiles), tiles.shape[1], columns, side, kernel, stride, before, _reach(neighbours)
-    inputs = _rows(tiles), matrices, bias, neighbours.contiguous()
+    inputs = _rows(tiles), _rows(weight), contiguous(bias), neighbours.contiguous()
     library.call('pairs', *inputs, out.permute(0, 2, 3, 1), *sizes, int(reverse))
     return out
 
@@ -286,16 +286,12 @@ def _rows(maps: Tensor) -> Tensor:
 def _taps(tiles: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     taps = weight.flatten(1).t()
     taps = F.pad(taps, (0, 0, 0, 1)) if bias is None else torch.cat([taps, bias[None]])
-    return taps.to(_sum_type(tiles)).contiguous()
+    return taps.to(sum_type(tiles)).contiguous()
 
 
 def _from_taps(taps: Tensor) -> tuple[Tensor, Tensor]:
     kernel = math.isqrt(len(taps) - 1)
     return own_maps(taps[:-1].t().view(-1, 1, kernel, kernel)), taps[-1].clone()
-
-
-def _sum_type(tiles: Tensor) -> torch.dtype:
-    return torch.promote_types(tiles.dtype, torch.float32)
 
 
 # ---------------------------------------------------------------------------- registration
@@ -363,7 +359,7 @@ def _fake_maps(tiles: Tensor, channels: int, side: int) -> Tensor:
 
 
 def _fake_weight(tiles, grad, neighbours, kernel, *window) -> tuple[Tensor, Tensor]:
-    wide, columns = _sum_type(tiles), grad.shape[1]
+    wide, columns = sum_type(tiles), grad.shape[1]
     size = columns, tiles.shape[1] // window[-1], kernel, kernel
     return empty_maps(tiles, *size, dtype=wide), tiles.new_empty(columns, dtype=wide)
 

@@ -7,10 +7,12 @@ from torch import Tensor
 from videomac_mm.sparse.ops import library
 from videomac_mm.sparse.ops.operator import (
     check_tensor,
+    composes,
+    contiguous,
     define,
     differentiable_gradients,
-    is_transformed,
     num_chunks,
+    sum_type,
 )
 
 
@@ -25,8 +27,7 @@ def grn(x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Tensor:
     Returns:
         (G, S, C). The statistics are float32 at least.
     """
-    wide = torch.promote_types(x.dtype, torch.float32)
-    response = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=wide)
+    response = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=sum_type(x))
     normed = response / (response.mean(-1, keepdim=True) + eps)
     return torch.addcmul(beta.to(x.dtype), (gamma * normed + 1).to(x.dtype), x)
 
@@ -47,9 +48,7 @@ def gelu_grn(x: Tensor, bias: Tensor | None, gamma: Tensor, beta: Tensor, eps: f
     Raises:
         TypeError, ValueError: if the arguments do not fit each other.
     """
-    # Graph compilers make one kernel of the composition where there is none of ours.
-    compiles = torch.compiler.is_compiling() and x.device.type != 'cpu'
-    if compiles or is_transformed():
+    if composes(x):
         return _composition(x, bias, gamma, beta, eps)
     return _gelu_grn(x, bias, gamma, beta, eps)[0]
 
@@ -57,11 +56,6 @@ def gelu_grn(x: Tensor, bias: Tensor | None, gamma: Tensor, beta: Tensor, eps: f
 def _composition(x, bias, gamma, beta, eps) -> Tensor:
     x = x if bias is None else x + bias.to(x.dtype)
     return grn(F.gelu(x), gamma, beta, eps)
-
-
-def _energy(active: Tensor) -> Tensor:
-    wide = torch.promote_types(active.dtype, torch.float32)
-    return active.to(wide).square().sum(1, keepdim=True)
 
 
 def _respond(energy: Tensor, gamma: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -85,7 +79,7 @@ def _respond_backward(
 
 def _forward(x, bias, gamma, beta, eps) -> tuple[Tensor, Tensor]:
     active = F.gelu(x if bias is None else x + bias.to(x.dtype))
-    energy = _energy(active)
+    energy = active.to(sum_type(active)).square().sum(1, keepdim=True)
     scale = _respond(energy, gamma, eps)[-1]
     return torch.addcmul(beta.to(x.dtype), scale.to(x.dtype), active), energy
 
@@ -104,7 +98,7 @@ def _backward(grad, x, bias, gamma, energy, eps) -> tuple[Tensor, ...]:
 def _forward_kernel(x, bias, gamma, beta, eps) -> tuple[Tensor, Tensor]:
     if x.shape[-1] % 8 or not library.takes(x, bias, gamma, beta):
         return NotImplemented
-    x, bias = x.contiguous(), None if bias is None else bias.contiguous()
+    x, bias = map(contiguous, (x, bias))
     out, (groups, rows, channels) = torch.empty_like(x), x.shape
     chunks = num_chunks(groups, rows)
     energy = x.new_empty(groups, chunks, channels, dtype=torch.float64)
@@ -116,7 +110,7 @@ def _forward_kernel(x, bias, gamma, beta, eps) -> tuple[Tensor, Tensor]:
 def _backward_kernel(grad, x, bias, gamma, energy, eps) -> tuple[Tensor, ...]:
     if x.shape[-1] % 8 or not library.takes(x, bias, gamma, energy):
         return NotImplemented
-    grad, x, bias = grad.contiguous(), x.contiguous(), None if bias is None else bias.contiguous()
+    grad, x, bias = map(contiguous, (grad, x, bias))
     groups, rows, channels = x.shape
     chunks = num_chunks(groups, rows)
     sizes = groups, chunks, rows, channels
@@ -143,8 +137,7 @@ def _check_backward(grad, x, bias, gamma, energy, eps) -> None:
 
 
 def _fake(x, bias, gamma, beta, eps) -> tuple[Tensor, Tensor]:
-    wide = torch.promote_types(x.dtype, torch.float32)
-    return x.new_empty(x.shape), x.new_empty(x.shape[0], 1, x.shape[-1], dtype=wide)
+    return x.new_empty(x.shape), x.new_empty(x.shape[0], 1, x.shape[-1], dtype=sum_type(x))
 
 
 def _fake_backward(grad, x, bias, gamma, energy, eps) -> tuple[Tensor, ...]:

@@ -7,10 +7,12 @@ from torch import Tensor
 from videomac_mm.sparse.ops import library
 from videomac_mm.sparse.ops.operator import (
     check_tensor,
+    composes,
+    contiguous,
     define,
     differentiable_gradients,
-    is_transformed,
     num_chunks,
+    sum_type,
 )
 
 
@@ -31,26 +33,24 @@ def norm_gelu(
     Raises:
         TypeError, ValueError: if the arguments do not fit each other.
     """
-    # Graph compilers make one kernel of the composition where there is none of ours.
-    compiles = torch.compiler.is_compiling() and x.device.type != 'cpu'
-    if compiles or is_transformed():
+    if composes(x):
         return _composition(x, weight, bias, residual, eps)
     return _norm_gelu(x, weight, bias, residual, eps)[0]
 
 
 def _composition(x, weight, bias, residual, eps) -> Tensor:
-    wide = _wide(x)
+    wide = sum_type(x)
     normed = F.layer_norm(x.to(wide), x.shape[-1:], weight.to(wide), bias.to(wide), eps)
     return F.gelu(normed if residual is None else normed + residual).to(x.dtype)
 
 
 def _forward(x, weight, bias, residual, eps) -> tuple[Tensor, Tensor, Tensor]:
-    var, mean = torch.var_mean(x.to(_wide(x)), 1, correction=0)
+    var, mean = torch.var_mean(x.to(sum_type(x)), 1, correction=0)
     return _composition(x, weight, bias, residual, eps), mean, (var + eps).rsqrt()
 
 
 def _backward(grad, x, weight, bias, residual, mean, rstd) -> tuple[Tensor, ...]:
-    wide = _wide(x)
+    wide = sum_type(x)
     centre, scale = mean[:, None], rstd[:, None]
     normed = (x.to(wide) - centre) * scale
     active = normed * weight + bias
@@ -66,7 +66,7 @@ def _backward(grad, x, weight, bias, residual, mean, rstd) -> tuple[Tensor, ...]
 def _forward_kernel(x, weight, bias, residual, eps) -> tuple[Tensor, Tensor, Tensor]:
     if x.shape[-1] % 8 or not library.takes(x, weight, bias, residual):
         return NotImplemented
-    x, weight, bias, residual = map(_contiguous, (x, weight, bias, residual))
+    x, weight, bias, residual = map(contiguous, (x, weight, bias, residual))
     out, mean, rstd = torch.empty_like(x), x.new_empty(len(x)), x.new_empty(len(x))
     library.call('norm_gelu', x, weight, bias, residual, eps, out, mean, rstd, *x.shape)
     return out, mean, rstd
@@ -76,7 +76,7 @@ def _backward_kernel(grad, x, weight, bias, residual, mean, rstd) -> tuple[Tenso
     if x.shape[-1] % 8 or not library.takes(x, grad, weight, bias, residual):
         return NotImplemented
     chunks = num_chunks(1, len(x))
-    inputs = [_contiguous(tensor) for tensor in (grad, x, weight, bias, residual, mean, rstd)]
+    inputs = [contiguous(tensor) for tensor in (grad, x, weight, bias, residual, mean, rstd)]
     out, to_residual = torch.empty_like(inputs[1]), _like_residual(x, residual)
     sums = x.new_empty(chunks, 2, x.shape[1], dtype=torch.float64)
     library.call('norm_gelu_backward', *inputs, out, to_residual, sums, chunks, *x.shape)
@@ -84,17 +84,9 @@ def _backward_kernel(grad, x, weight, bias, residual, mean, rstd) -> tuple[Tenso
     return out, to_weight.clone(), to_bias.clone(), to_residual
 
 
-def _contiguous(tensor: Tensor | None) -> Tensor | None:
-    return tensor if tensor is None else tensor.contiguous()
-
-
 def _like_residual(x: Tensor, residual: Tensor | None) -> Tensor:
     """Memory for the residual's gradient; none where there is no residual."""
     return x.new_empty((0, x.shape[1]) if residual is None else x.shape)
-
-
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
 
 
 def _check(x, weight, bias, residual, *_) -> None:
@@ -112,12 +104,12 @@ def _check_backward(grad, x, weight, bias, residual, mean, rstd) -> None:
 
 
 def _fake(x, weight, bias, residual, eps) -> tuple[Tensor, Tensor, Tensor]:
-    statistics = (x.new_empty(x.shape[0], dtype=_wide(x)) for _ in range(2))
+    statistics = (x.new_empty(x.shape[0], dtype=sum_type(x)) for _ in range(2))
     return x.new_empty(x.shape), *statistics
 
 
 def _fake_backward(grad, x, weight, bias, residual, mean, rstd) -> tuple[Tensor, ...]:
-    sums = (x.new_empty(x.shape[1], dtype=_wide(x)) for _ in range(2))
+    sums = (x.new_empty(x.shape[1], dtype=sum_type(x)) for _ in range(2))
     return x.new_empty(x.shape), *sums, _like_residual(x, residual)
 
 

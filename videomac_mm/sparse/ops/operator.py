@@ -147,7 +147,12 @@ def empty_maps(like: Tensor, *size: int, dtype: torch.dtype | None = None) -> Te
 
 
 def own_maps(maps: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Copy maps to memory of `empty_maps`."""
+    """Maps in memory as that of `empty_maps`: themselves, or a copy."""
+    _, channels, height, width = maps.shape
+    strides = height * width * channels, 1, width * channels, channels
+    fits = maps.dtype == (dtype or maps.dtype) and maps.stride() == strides
+    if fits and not maps._is_view():
+        return maps
     return empty_maps(maps, *maps.shape, dtype=dtype).copy_(maps)
 
 
@@ -158,6 +163,25 @@ def is_transformed() -> bool:
     error. Compositions of torch's own operations take their place then.
     """
     return _C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def composes(x: Tensor) -> bool:
+    """Whether an operator without a GPU kernel gives way to its composition of torch's operations.
+
+    Graph compilers make one kernel of the composition where there is none of ours.
+    """
+    compiles = torch.compiler.is_compiling() and x.device.type != 'cpu'
+    return compiles or is_transformed()
+
+
+def sum_type(x: Tensor) -> torch.dtype:
+    """The type of sums over a tensor: its own, float32 at least."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def contiguous(tensor: Tensor | None) -> Tensor | None:
+    """A contiguous tensor, or None."""
+    return tensor if tensor is None else tensor.contiguous()
 
 
 def num_chunks(groups: int, rows: int) -> int:

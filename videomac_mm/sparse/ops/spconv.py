@@ -82,8 +82,7 @@ def _pairs(
     """
     key = 'spconv', side, kernel, stride, before
     if key not in patches._tables:
-        reached = max(before, kernel - stride - before)
-        near = patches.neighbours(max(1, -(-reached // side)))
+        near = patches.neighbours_within(max(before, kernel - stride - before), side)
         table = window_rows(near, side, kernel, stride, before).t()
         place, written = (table >= 0).nonzero().unbind(1)
         read = table[place, written]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.torch_version import TorchVersion
 
-from videomac_mm.sparse.ops.operator import empty_maps
+from videomac_mm.sparse.ops.operator import empty_maps, sum_type
 
 try:
     import triton
@@ -89,9 +89,7 @@ def correlate(tiles: Tensor, grads: Tensor, neighbours: Tensor, kernel: int) -> 
     blocks, columns = num * (side // block) ** 2, triton.cdiv(channels, lanes)
     steps = triton.cdiv(blocks, max(1, _PROGRAMS // columns))
     chunks = triton.cdiv(blocks, steps)
-    sums = rows.new_empty(
-        (chunks, kernel**2 + 1, channels), dtype=torch.promote_types(rows.dtype, torch.float32)
-    )
+    sums = rows.new_empty((chunks, kernel**2 + 1, channels), dtype=sum_type(rows))
     _run(
         _correlate_kernel, chunks * columns, rows, grads, neighbours.contiguous(), sums, num, steps,
         C=channels, P=side, S=block, K=kernel, REACH=_reach(neighbours), LANES=lanes,
