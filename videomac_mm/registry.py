@@ -22,6 +22,7 @@ TRANSFORMS = _child(root.TRANSFORMS, 'videomac_mm.datasets')
 HOOKS = _child(root.HOOKS, 'videomac_mm.engine')
 WEIGHT_INITIALIZERS = _child(root.WEIGHT_INITIALIZERS, 'videomac_mm.models')
 METRICS = _child(root.METRICS, 'videomac_mm.evaluation')
+LOOPS = _child(root.LOOPS, 'videomac_mm.engine')
 OPTIM_WRAPPER_CONSTRUCTORS = _child(root.OPTIM_WRAPPER_CONSTRUCTORS, 'videomac_mm.engine')
 
 # No tenants yet. Without a child of their kind, mmengine warns once for every object
@@ -31,7 +32,6 @@ for _parent in (
     root.FUNCTIONS,
     root.INFERENCERS,
     root.LOG_PROCESSORS,
-    root.LOOPS,
     root.MODEL_WRAPPERS,
     root.OPTIM_WRAPPERS,
     root.OPTIMIZERS,

@@ -16,7 +16,7 @@ from videomac_mm.datasets import SyntheticVideo
 from videomac_mm.engine import PropagationVisualizationHook
 from videomac_mm.visualization import PALETTE, VideoWriter, draw_keypoints, draw_mask
 
-TOY = Path(__file__).parent / 'toy' / 'propagation_config.py'
+TOY = Path(__file__).parent.parent / 'toy' / 'propagation_config.py'
 HOOK = 'default_hooks.visualization'
 TYPE = 'videomac_mm.PropagationVisualizationHook'
 NAMES = ['synthetic_0000', 'synthetic_0001']
