@@ -146,7 +146,7 @@ def shrink(cfg: Config, data_root: Path, work_dir: Path) -> Config:
     cfg.work_dir = str(work_dir)
     cfg.experiment_name = work_dir.name
     cfg.log_level = 'ERROR'
-    if cfg.train_cfg.type == 'IterBasedTrainLoop':
+    if cfg.train_cfg.type == 'videomac_mm.IterBasedTrainLoop':
         cfg.train_cfg.max_iters = 1
     else:
         cfg.train_cfg.max_epochs = 1

@@ -976,9 +976,11 @@ def build_loader(cfg: Config, dataset: BaseDataset, workers: int, batch_size: in
         batch_size=batch_size,
         num_workers=workers,
         persistent_workers=workers > 0,
-        sampler=dict(type='InfiniteSampler', shuffle=True),
+        sampler=dict(type='videomac_mm.ResumableSampler', shuffle=True),
     )
-    return iter(Runner.build_dataloader(loader, seed=0))
+    loader = Runner.build_dataloader(loader, seed=0)
+    loader.sampler.bind(batch_size, loader.drop_last, endless=True)
+    return iter(loader)
 
 
 def clips_per_second(batches: Iterator, seconds: float, waiting: int) -> float:

@@ -63,8 +63,13 @@ class _Imports(MetaPathFinder):
     def after(self, name: str, repair: Callable[[ModuleType], None]) -> None:
         """Call ``repair(module)`` now if ``name`` is loaded, else right after its import."""
 
+        earlier = self._runs.get(name)
+
         def run(module: ModuleType, execute: Callable[[ModuleType], None]) -> None:
-            execute(module)
+            if earlier is None:
+                execute(module)
+            else:
+                earlier(module, execute)
             repair(module)
 
         self._runs[name] = run

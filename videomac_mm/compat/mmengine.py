@@ -78,6 +78,51 @@ def zero_optimizer_hangs_at_checkpoints() -> None:
     imports.after('mmengine.runner.runner', repair)
 
 
+def checkpoints_are_written_in_place() -> None:
+    """mmengine 0.10: a kill or a full disk leaves half a checkpoint under the final name."""
+
+    def repair(module: ModuleType) -> None:
+        from mmengine.fileio import LocalBackend, get_file_backend
+
+        def make(original: Callable) -> Callable:
+            def save_checkpoint(
+                checkpoint: Any,
+                filename: str,
+                file_client_args: dict | None = None,
+                backend_args: dict | None = None,
+            ) -> None:
+                from videomac_mm.weights.seal import save_sealed
+
+                backend = get_file_backend(filename, backend_args=backend_args)
+                if file_client_args is None and type(backend) is LocalBackend:
+                    save_sealed(checkpoint, filename)
+                else:  # an object store puts a whole object or none
+                    original(checkpoint, filename, file_client_args, backend_args)
+
+            return save_checkpoint
+
+        replace(module, 'save_checkpoint', make)
+
+    imports.after('mmengine.runner.runner', repair)
+
+
+def resumes_from_what_may_be_damaged() -> None:
+    """mmengine 0.10: ``--resume`` takes the file that was written last, whole or not."""
+
+    def repair(module: ModuleType) -> None:
+        def make(original: Callable) -> Callable:
+            def find_latest_checkpoint(path: str) -> str | None:
+                from videomac_mm.weights.newest import newest_checkpoint
+
+                return newest_checkpoint(path)
+
+            return find_latest_checkpoint
+
+        replace(module, 'find_latest_checkpoint', make)
+
+    imports.after('mmengine.runner.runner', repair)
+
+
 def amp_optim_wrapper_refuses_cpu() -> None:
     """mmengine 0.10: ``AmpOptimWrapper`` asserts a GPU; on CPU it may use bfloat16."""
 

@@ -10,6 +10,7 @@ from videomac_mm.datasets.label_propagation_transforms import (
     PackFrame,
     ResizeShortSide,
 )
+from videomac_mm.datasets.places import Place, PlacedItems, ResumableSampler
 from videomac_mm.datasets.synthetic import (
     RenderFrames,
     SyntheticVideo,
@@ -41,8 +42,11 @@ __all__ = [
     'OpenVideo',
     'PackCrops',
     'PackFrame',
+    'Place',
+    'PlacedItems',
     'RenderFrames',
     'ResizeShortSide',
+    'ResumableSampler',
     'SampleClips',
     'SampleFramePair',
     'SyntheticLabelDataset',

@@ -7,6 +7,7 @@ import numpy as np
 from mmcv.transforms import BaseTransform
 from mmengine.dataset import BaseDataset
 
+from videomac_mm.datasets.places import PlacedItems
 from videomac_mm.registry import DATASETS, TRANSFORMS
 
 
@@ -247,7 +248,7 @@ class RenderFrames(BaseTransform):
 
 
 @DATASETS.register_module()
-class SyntheticVideoDataset(BaseDataset):
+class SyntheticVideoDataset(PlacedItems, BaseDataset):
     """Generated videos; needs no files.
 
     The pipeline starts from ``video`` (a :class:`SyntheticVideo`) and

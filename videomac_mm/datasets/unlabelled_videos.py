@@ -11,6 +11,7 @@ from mmengine import fileio
 from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
 
+from videomac_mm.datasets.places import PlacedItems
 from videomac_mm.datasets.transforms import SampleFramePair, UnusableVideoError
 from videomac_mm.registry import DATASETS
 
@@ -22,7 +23,7 @@ IMAGE_EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
 
 
 @DATASETS.register_module()
-class UnlabelledVideoDataset(BaseDataset):
+class UnlabelledVideoDataset(PlacedItems, BaseDataset):
     """Unlabelled videos, each item what the pipeline's sampler draws from one of them.
 
     That is a pair of frames (:class:`SampleFramePair`), a clip (:class:`SampleClips`),
@@ -35,8 +36,9 @@ class UnlabelledVideoDataset(BaseDataset):
     and ends in ``inputs`` (V, 3, T, H, W) uint8, V clips of T frames of one video.
 
     **Unusable videos.** Where a video cannot be read, a random other one takes
-    its place; it is named in the log with the reason, once, is not opened again
-    in this run, and the run ends when there are too many. Unusable means
+    its place. It is named in the log with the reason, once, and the run ends when
+    there are too many. It is tried again when it is drawn again: a draw must not
+    depend on earlier ones (:class:`PlacedItems`). Unusable means
     :class:`UnusableVideoError` (too few frames …), ``OSError`` (missing,
     no permission …) and what the decoder raises about a file: ``av.FFmpegError``
     of PyAV; of decord ``DECORDError``, and ``RuntimeError`` or ``AssertionError``
@@ -247,10 +249,21 @@ class UnlabelledVideoDataset(BaseDataset):
         # by a dict, for the items of one folder share a path
         return list(dict.fromkeys(_path_of(info) for info in infos))
 
+    @property
+    def bad_items(self) -> list[int]:
+        """Indices of the items found unusable so far, ascending."""
+        return self._bad.nonzero().flatten().tolist()
+
+    def remember_bad(self, items: Sequence[int]) -> None:
+        """Count items as unusable that an earlier part of the run found so.
+
+        Indices that this data set does not have are left out.
+        """
+        known = [item for item in items if item < len(self)]
+        self._bad[torch.tensor(known, dtype=torch.long)] = True
+
     def prepare_data(self, idx: int) -> dict | None:
-        """The item, or None if its video is unusable (``BaseDataset`` draws again)."""
-        if self._bad[idx] and not self.test_mode:
-            return None
+        """The item, or None if its video is unusable (another one is drawn then)."""
         info = self.get_data_info(idx)
         info.update(modality='RGB', start_index=0)
         if self.fps is not None:
@@ -267,6 +280,8 @@ class UnlabelledVideoDataset(BaseDataset):
             return None
 
     def _note_bad(self, idx: int, path: str, err: Exception) -> None:
+        if self._bad[idx]:
+            return
         self._bad[idx] = True
         count, total = self.num_bad, len(self)
         reason = ' '.join(f'{type(err).__name__}: {err}'.split())

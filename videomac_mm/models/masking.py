@@ -3,11 +3,59 @@
 import torch
 from torch import Tensor
 
+from videomac_mm.randomness import seed_of
 from videomac_mm.registry import TASK_UTILS
 from videomac_mm.sparse import VisiblePatches
 
 
-class _MaskGenerator:
+class StepNoise:
+    """Random numbers of one step of a run, the same in any number of processes.
+
+    Every patch of the whole batch, that of all processes, has a number which depends on the
+    seed, the step and the place of the patch alone. Each process computes the numbers of its own
+    rows, on whatever device it works; no generator's state is read or changed.
+
+    Args:
+        seed: of the run.
+        step: iteration, from 0.
+        rank: of this process; ranks before it have batches of the same size.
+        device: where `draw` computes. Defaults to the CPU.
+
+    Source: own; the mixing function is one of Chris Wellons' hash prospector (three rounds of
+    xor-shift and multiply, 32 bits), applied twice.
+    """
+
+    def __init__(
+        self, seed: int, step: int, rank: int = 0, device: torch.device | str = 'cpu'
+    ) -> None:
+        self.rank = rank
+        self.key = torch.empty(2, dtype=torch.int64, device=device)
+        self.move_to(seed, step)
+
+    def move_to(self, seed: int, step: int) -> None:
+        """Go to another step; in place, so that compiled code sees the same tensor."""
+        number = seed_of('mask', seed, step)
+        self.key[0].fill_(number & 0xFFFFFFFF)
+        self.key[1].fill_(number >> 32)
+
+    def draw(self, num_rows: int, num_columns: int) -> Tensor:
+        """Numbers (num_rows, num_columns) int64 in [0, 2**32), of this process's rows."""
+        first = self.rank * num_rows * num_columns
+        last = first + num_rows * num_columns
+        places = torch.arange(first, last, device=self.key.device)
+        noise = _mix(_mix(places ^ self.key[0]) ^ self.key[1] ^ (places >> 32))
+        return noise.view(num_rows, num_columns)
+
+
+def _mix(x: Tensor) -> Tensor:
+    """Scramble numbers of 32 bits. Factors have 31 bits: products fit into int64."""
+    x = x & 0xFFFFFFFF
+    for shift, factor in ((16, 0x21F0AAAD), (15, 0x735A2D97)):
+        x = (x ^ (x >> shift)) * factor & 0xFFFFFFFF
+    return x ^ (x >> 15)
+
+
+class MaskGenerator:
     """What masks of frames and of clips have in common."""
 
     def __init__(self, patch_size: int, mask_ratio: float) -> None:
@@ -58,7 +106,7 @@ class _MaskGenerator:
         num_patches: int,
         num_visible: int,
         device: torch.device,
-        generator: torch.Generator | None,
+        generator: torch.Generator | StepNoise | None,
     ) -> Tensor:
         """Rows (num_rows, num_patches) that hide all but ``num_visible`` random patches."""
         if not 0 < num_visible < num_patches:
@@ -67,14 +115,17 @@ class _MaskGenerator:
                 f'visible, each of {self.patch_size} pixels; it must leave at least one and '
                 'hide at least one'
             )
-        place = device if generator is None else generator.device
-        noise = torch.rand(num_rows, num_patches, generator=generator, device=place)
-        mask = torch.ones(num_rows, num_patches, dtype=torch.bool, device=place)
+        if isinstance(generator, StepNoise):
+            noise = generator.draw(num_rows, num_patches)
+        else:
+            place = device if generator is None else generator.device
+            noise = torch.rand(num_rows, num_patches, generator=generator, device=place)
+        mask = torch.ones_like(noise, dtype=torch.bool)
         return mask.scatter_(1, noise.argsort(1)[:, :num_visible], False).to(device)
 
 
 @TASK_UTILS.register_module()
-class RandomPatchMask(_MaskGenerator):
+class RandomPatchMask(MaskGenerator):
     """Hide the same number of random patches of every image.
 
     Of L patches ``int(L * (1 - mask_ratio))`` stay visible (as MAE and VideoMAC round).
@@ -90,12 +141,14 @@ class RandomPatchMask(_MaskGenerator):
     def __init__(self, patch_size: int = 32, mask_ratio: float = 0.75) -> None:
         super().__init__(patch_size, mask_ratio)
 
-    def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> VisiblePatches:
+    def __call__(
+        self, images: Tensor, generator: torch.Generator | StepNoise | None = None
+    ) -> VisiblePatches:
         """Draw a mask for images.
 
         Args:
             images (B, C, H, W): only shape and device are read.
-            generator: source of randomness; torch's global one if None.
+            generator: source of randomness. Defaults to None: torch's global one.
 
         Returns:
             The geometry of a mask (B, h, w). No number is read from the device.
@@ -111,7 +164,7 @@ class RandomPatchMask(_MaskGenerator):
 
 
 @TASK_UTILS.register_module()
-class RandomTubeletMask(_MaskGenerator):
+class RandomTubeletMask(MaskGenerator):
     """Hide random patches of every time slot of a clip, as many in each.
 
     Of L patches of a slot ``int(L * mask_ratio)`` are hidden (as VideoMAE rounds; at a ratio of
@@ -147,12 +200,14 @@ class RandomTubeletMask(_MaskGenerator):
             )
         return num_frames // self.tubelet_size, *super().grid(size)
 
-    def __call__(self, clips: Tensor, generator: torch.Generator | None = None) -> VisiblePatches:
+    def __call__(
+        self, clips: Tensor, generator: torch.Generator | StepNoise | None = None
+    ) -> VisiblePatches:
         """Draw a mask for clips.
 
         Args:
             clips (B, C, T, H, W): only shape and device are read.
-            generator: source of randomness; torch's global one if None.
+            generator: source of randomness. Defaults to None: torch's global one.
 
         Returns:
             The geometry of a mask (B, t, h, w). No number is read from the device.

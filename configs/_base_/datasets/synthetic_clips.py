@@ -6,7 +6,6 @@ train_dataloader = dict(
     num_workers=0,  # two cores are better spent on the model
     persistent_workers=False,
     pin_memory=False,
-    sampler=dict(type='InfiniteSampler'),
     dataset=dict(
         _delete_=True,
         type='videomac_mm.SyntheticVideoDataset',

@@ -11,7 +11,7 @@ train_dataloader = dict(
     persistent_workers=True,  # set to False along with num_workers=0
     pin_memory=True,
     drop_last=True,
-    sampler=dict(type='DefaultSampler', shuffle=True),
+    sampler=dict(type='videomac_mm.ResumableSampler', shuffle=True),
     # Written out, for the train tool of mmpretrain would put its own in place.
     collate_fn=dict(type='pseudo_collate'),
     dataset=dict(type='videomac_mm.UnlabelledVideoDataset', source='videos'),

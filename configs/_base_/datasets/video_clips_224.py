@@ -6,6 +6,5 @@ train_dataloader = dict(
     batch_size=4,  # not the paper's 32 per GPU: for CPUs
     num_workers=1,
     pin_memory=False,
-    sampler=dict(type='InfiniteSampler'),
     dataset=dict(data_root='data/videos'),
 )

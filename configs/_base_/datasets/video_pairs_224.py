@@ -16,6 +16,5 @@ train_dataloader = dict(
     batch_size=2,  # videos, so 16 pairs; not the paper's 64 per GPU: for CPUs
     num_workers=1,
     pin_memory=False,
-    sampler=dict(type='InfiniteSampler'),
     dataset=dict(data_root='data/videos', pipeline=train_pipeline),
 )

@@ -13,7 +13,7 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=1e-6, end=10, convert_to_iter_based=True),
     dict(type='CosineAnnealingLR', T_max=90, begin=10, end=100, convert_to_iter_based=True),
 ]
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=100)
+train_cfg = dict(type='videomac_mm.EpochBasedTrainLoop', max_epochs=100)
 
 custom_hooks = [
     dict(type='videomac_mm.TargetEMAHook', momentum=0.996, end_momentum=1.0),

@@ -10,7 +10,7 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=1e-2, by_epoch=False, end=50),
     dict(type='CosineAnnealingLR', by_epoch=False, begin=50, end=300),
 ]
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=300)
+train_cfg = dict(type='videomac_mm.IterBasedTrainLoop', max_iters=300)
 
 custom_hooks = [
     # Not the paper's 0.996: in a short run the target must forget the random start soon.

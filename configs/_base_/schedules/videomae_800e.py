@@ -23,7 +23,7 @@ param_scheduler = [
         convert_to_iter_based=True,
     ),
 ]
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=800)
+train_cfg = dict(type='videomac_mm.EpochBasedTrainLoop', max_epochs=800)
 default_hooks = dict(checkpoint=dict(interval=20))
 custom_hooks = [dict(type='videomac_mm.ReconstructionHook', interval=1000)]
 auto_scale_lr = dict(base_batch_size=2048)

@@ -11,7 +11,7 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=1e-2, by_epoch=False, end=50),
     dict(type='CosineAnnealingLR', by_epoch=False, begin=50, end=1000),
 ]
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=1000)
+train_cfg = dict(type='videomac_mm.IterBasedTrainLoop', max_iters=1000)
 custom_hooks = [dict(type='videomac_mm.ReconstructionHook', interval=500)]
 default_hooks = dict(checkpoint=dict(by_epoch=False, interval=500, max_keep_ckpts=1))
 log_processor = dict(by_epoch=False)

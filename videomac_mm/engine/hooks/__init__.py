@@ -1,5 +1,6 @@
+from videomac_mm.engine.hooks.checkpoint import CheckpointHook
 from videomac_mm.engine.hooks.propagation_visualization import PropagationVisualizationHook
 from videomac_mm.engine.hooks.reconstruction import ReconstructionHook
 from videomac_mm.engine.hooks.target_ema import TargetEMAHook
 
-__all__ = ['PropagationVisualizationHook', 'ReconstructionHook', 'TargetEMAHook']
+__all__ = ['CheckpointHook', 'PropagationVisualizationHook', 'ReconstructionHook', 'TargetEMAHook']

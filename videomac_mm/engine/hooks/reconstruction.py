@@ -21,7 +21,7 @@ class ReconstructionHook(Hook):
     else it shows), and a column for each frame: those of the first sample, then of the next. Of
     clips longer than a pair there is a film as well, ``reconstruction/<iteration>.mp4`` in the
     run's log dir, with a row per sample. Samples and masks are the same throughout, so that
-    panels can be compared.
+    panels can be compared. Checkpoints hold the samples, for resumed runs.
 
     Args:
         interval: iterations. Defaults to 1000.
@@ -58,6 +58,16 @@ class ReconstructionHook(Hook):
         if self.every_n_train_iters(runner, self.interval):
             self._draw(runner, runner.iter + 1)
 
+    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Put the samples into the checkpoint."""
+        if self._inputs is not None:
+            checkpoint['reconstruction_inputs'] = self._inputs.cpu()
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Go on with the samples of the run that is resumed."""
+        if runner._resume:
+            self._inputs = checkpoint.get('reconstruction_inputs')
+
     @master_only
     def after_train(self, runner) -> None:
         """Draw the last panel, unless the last iteration just did."""
@@ -66,11 +76,14 @@ class ReconstructionHook(Hook):
 
     def _draw(self, runner, step: int) -> None:
         model = unwrap(runner.model)
-        devices = [self._inputs.device] if self._inputs.is_cuda else []
+        inputs = self._inputs.to(next(model.parameters()).device)
+        devices = [inputs.device] if inputs.is_cuda else []
         model.eval()
+        noise, model.step_noise = model.step_noise, None
         with torch.random.fork_rng(devices):
             torch.manual_seed(0)  # the same masks every time
-            pictures = list(model.reconstruct(self._inputs).values())
+            pictures = list(model.reconstruct(inputs).values())
+        model.step_noise = noise
         model.train()
         rows = [_to_uint8(picture) for picture in pictures]  # each (B, T, H, W, C)
         num_frames = rows[0].shape[1]

@@ -6,6 +6,7 @@ import torch
 from mmpretrain.models.selfsup import BaseSelfSupervisor
 from torch import Tensor, nn
 
+from videomac_mm.models.masking import MaskGenerator, StepNoise
 from videomac_mm.models.pixels import to_pixels
 from videomac_mm.registry import TASK_UTILS
 from videomac_mm.sparse import VisiblePatches
@@ -63,6 +64,31 @@ class MaskedAutoencoder(BaseSelfSupervisor):
             init_cfg=init_cfg,
         )
         self.mask_generator = TASK_UTILS.build(mask_generator)
+        self.step_noise: StepNoise | None = None
+
+    def set_step(self, seed: int, step: int, rank: int = 0) -> None:
+        """Draw the masks of a step of a run: a function of seed, step and rank.
+
+        The processes of a run then hide what one process with the whole batch would hide. Train
+        loops of this package call it before every step. Mask generators of your own draw from
+        torch's global random numbers, as all do after `forget_step`.
+
+        Args:
+            seed: of the run.
+            step: iteration, from 0.
+            rank: of this process. Defaults to 0.
+        """
+        if not isinstance(self.mask_generator, MaskGenerator):
+            return
+        device = next(self.parameters()).device
+        if self.step_noise is None or self.step_noise.key.device != device:
+            self.step_noise = StepNoise(seed, step, rank, device)
+        else:
+            self.step_noise.move_to(seed, step)
+
+    def forget_step(self) -> None:
+        """Draw masks from torch's global random numbers again."""
+        self.step_noise = None
 
     @torch.no_grad()
     def reconstruct(
@@ -135,7 +161,8 @@ class MaskedAutoencoder(BaseSelfSupervisor):
         """
         inputs = clips[:, :, 0] if self.encodes_frames else clips
         if mask is None:
-            return VisiblePatches.of(self.mask_generator(inputs))
+            noise = () if self.step_noise is None else (self.step_noise,)
+            return VisiblePatches.of(self.mask_generator(inputs, *noise))
         return self.mask_generator.check(mask, inputs)
 
     def pixels(self, images: Tensor) -> Tensor:
