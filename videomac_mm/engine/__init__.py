@@ -1,8 +1,11 @@
 from videomac_mm.engine.hooks import (
     CheckpointHook,
+    CollapseHook,
     PropagationVisualizationHook,
     ReconstructionHook,
     TargetEMAHook,
+    effective_rank,
+    prediction_spread,
 )
 from videomac_mm.engine.loops import EpochBasedTrainLoop, IterBasedTrainLoop
 from videomac_mm.engine.optimizers import (
@@ -12,6 +15,7 @@ from videomac_mm.engine.optimizers import (
 
 __all__ = [
     'CheckpointHook',
+    'CollapseHook',
     'EpochBasedTrainLoop',
     'GroupedOptimWrapperConstructor',
     'IterBasedTrainLoop',
@@ -19,4 +23,6 @@ __all__ = [
     'PropagationVisualizationHook',
     'ReconstructionHook',
     'TargetEMAHook',
+    'effective_rank',
+    'prediction_spread',
 ]

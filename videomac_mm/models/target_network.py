@@ -72,6 +72,24 @@ class TargetNetwork(nn.Module):
         for target, online in (*weights, *buffers):
             target.copy_(online)
 
+    @torch.no_grad()
+    def distance(self, algorithm: nn.Module) -> Tensor:
+        """How far the online weights are away: ``|online - target| / |online|``, over all.
+
+        Args:
+            algorithm: holds the online modules.
+
+        Returns:
+            A scalar.
+
+        Raises:
+            ValueError, TypeError: as `check`, but half precision is allowed.
+        """
+        weights, _ = self._pairs(algorithm)
+        norms = [((online - target).norm(), online.norm()) for target, online in weights]
+        apart, whole = (torch.stack(part).norm() for part in zip(*norms))
+        return apart / whole
+
     def check(self, algorithm: nn.Module) -> None:
         """Find out, before training, whether this network can follow the online one.
 

@@ -1,6 +1,15 @@
 from videomac_mm.engine.hooks.checkpoint import CheckpointHook
+from videomac_mm.engine.hooks.collapse import CollapseHook, effective_rank, prediction_spread
 from videomac_mm.engine.hooks.propagation_visualization import PropagationVisualizationHook
 from videomac_mm.engine.hooks.reconstruction import ReconstructionHook
 from videomac_mm.engine.hooks.target_ema import TargetEMAHook
 
-__all__ = ['CheckpointHook', 'PropagationVisualizationHook', 'ReconstructionHook', 'TargetEMAHook']
+__all__ = [
+    'CheckpointHook',
+    'CollapseHook',
+    'PropagationVisualizationHook',
+    'ReconstructionHook',
+    'TargetEMAHook',
+    'effective_rank',
+    'prediction_spread',
+]
