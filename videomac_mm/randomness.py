@@ -26,7 +26,8 @@ def seed_of(purpose: str, *place: int) -> int:
 def seed_host(seed: int) -> None:
     """Seed Python's, NumPy's and torch's random numbers on the CPU."""
     random.seed(seed)
-    np.random.seed([seed & 0xFFFFFFFF, seed >> 32])
+    # One more word: of the same two, Python and NumPy would draw the same numbers.
+    np.random.seed([seed & 0xFFFFFFFF, seed >> 32, 1])
     torch.default_generator.manual_seed(seed)
 
 

@@ -1,4 +1,4 @@
-"""Kill runs at random moments, resume them until they end, and compare with one that was left alone.
+"""Kill runs at random moments, resume them until they end, and compare with one left alone.
 
 Prints one line for each kind of run, and a table in Markdown at the end::
 
@@ -21,7 +21,7 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-import videomac_mm  # noqa: F401
+import videomac_mm
 import videomac_mm.datasets
 import videomac_mm.engine
 import videomac_mm.models  # noqa: F401
@@ -43,13 +43,20 @@ KINDS = [
 ]
 
 
-def train(cfg: Config, stock: bool, sabotage: Callable[[], None] | None = None) -> None:
-    if stock:
-        use_stock_mmengine(cfg)
-    runner = Runner.from_cfg(cfg)
-    if sabotage is not None:
-        sabotage()
-    runner.train()
+def train(
+    cfg: Config, log: Path, stock: bool = False, sabotage: Callable[[], None] | None = None
+) -> int:
+    """Begin a run in a process of its own, and return the process's number."""
+
+    def task() -> None:
+        if stock:
+            use_stock_mmengine(cfg)
+        runner = Runner.from_cfg(cfg)
+        if sabotage is not None:
+            sabotage()
+        runner.train()
+
+    return start(task, log)
 
 
 def wait(number: int) -> int:
@@ -58,14 +65,14 @@ def wait(number: int) -> int:
 
 
 def reference(folder: Path, kind: tuple, stock: bool) -> tuple[Path, float]:
-    """An uninterrupted run, and the time it takes. Ours needs no workers, as they change nothing."""
+    """An uninterrupted run, and the time it takes. Of ours, workers must change nothing."""
     method, by_epoch, workers = kind
     workers = workers if stock else 0
     work_dir = folder / f'{method}_{"epochs" if by_epoch else "iterations"}_{workers}_alone'
     begun = time.perf_counter()
     if not work_dir.exists():
         cfg = small_config(method, work_dir, by_epoch, workers)
-        code = wait(start(lambda: train(cfg, stock), folder / 'log.txt'))
+        code = wait(train(cfg, folder / 'log.txt', stock))
         if code:
             raise RuntimeError(f'the run that was left alone failed, see {folder / "log.txt"}')
         (work_dir / 'seconds').write_text(str(time.perf_counter() - begun))
@@ -81,7 +88,7 @@ def run_killed(folder: Path, kind: tuple, stock: bool, most: int) -> tuple[int, 
     kills = starts = 0
     while True:
         cfg = small_config(method, work_dir, by_epoch, workers, resume=True)
-        number = start(lambda: train(cfg, stock), work_dir / 'log.txt')
+        number = train(cfg, work_dir / 'log.txt', stock)
         starts += 1
         moment = random_moment(0.9 * seconds) if kills < most else 600
         if kill_after(number, moment):
@@ -182,11 +189,11 @@ def kill_at_operations(folder: Path) -> list[tuple]:
         work_dir = folder / f'operation_{count}'
         work_dir.mkdir()
         cfg = small_config('videomac', work_dir, resume=True)
-        code = wait(start(lambda: train(cfg, False, sabotage_operation(count)), folder / 'log.txt'))
+        code = wait(train(cfg, folder / 'log.txt', sabotage=sabotage_operation(count)))
         if code == 0:  # there are fewer operations
             return [('videomac, each file operation', count - 1, count - 1, equal, failed)]
         cfg = small_config('videomac', work_dir, resume=True)
-        code = wait(start(lambda: train(cfg, False), folder / 'log.txt'))
+        code = wait(train(cfg, folder / 'log.txt'))
         differ = compare(work_dir, alone) if code == 0 else [f'exit code {code}']
         equal += not differ
         failed += [f'operation {count}: {differ[:3]}'] * bool(differ)

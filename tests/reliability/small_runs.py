@@ -14,7 +14,6 @@ from mmengine.config import Config
 ROOT = Path(__file__).parent.parent.parent
 DEMOS = dict(
     videomac='videomac/videomac_convnextv2-atto_demo.py',
-    videomac_resnet='videomac/videomac_convnextv2-atto_demo.py',
     videomae='videomae/videomae_vit-mini-p16_demo.py',
     motionmae='motionmae/motionmae_vit-mini-p16_demo.py',
     cmae_v='cmae_v/cmae-v_vit-mini-p16_demo.py',
@@ -42,12 +41,15 @@ def small_config(
     loader = cfg.train_dataloader
     loader.update(batch_size=2, num_workers=workers, persistent_workers=workers > 0)
     loader.dataset.update(num_videos=7, num_frames=16)
-    loader.dataset.size = (96, 96)
+    loader.dataset.size = (64, 64)
     if method.startswith('videomac'):
         loader.dataset.pipeline[2].transforms[1].scale = (64, 64)
         arch = dict(depths=[1, 1, 1, 1], channels=[8, 16, 24, 32])
         cfg.model.backbone.update(arch=arch, drop_path_rate=0.2)
         cfg.model.neck.update(in_channels=32, embed_dims=16)
+    else:
+        cfg.model.backbone.update(img_size=64, depth=2, drop_path_rate=0.2)
+        cfg.model.neck.update(num_patches=8 * 4 * 4, depth=1)
     cfg.custom_hooks[-1].interval = 5  # panels
     if by_epoch:
         cfg.train_cfg = dict(type='videomac_mm.EpochBasedTrainLoop', max_epochs=STEPS // 3)
@@ -86,9 +88,9 @@ def start(task: Callable[[], None], log: Path) -> int:
         return number
     code = 1
     try:
-        with open(log, 'a') as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
+        sys.stdout = sys.stderr = open(log, 'a', buffering=1)
+        for number in (1, 2):
+            os.dup2(sys.stdout.fileno(), number)
         torch.set_num_threads(1)
         task()
         code = 0

@@ -58,11 +58,8 @@ def save_sealed(checkpoint: Any, path: str | os.PathLike) -> None:
     except BaseException as err:
         with suppress(OSError):
             aside.unlink()
-        if isinstance(err, RuntimeError) and err.__context__ is not None:
-            # torch's writer hides what the file said.
-            cause = err.__context__
-            if isinstance(cause, OSError):
-                raise cause from None
+        if isinstance(err, OSError) and err.filename is None:
+            raise OSError(err.errno, err.strerror, str(path)) from err
         raise
     sync_folder(path.parent)
 
