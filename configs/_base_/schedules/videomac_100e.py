@@ -18,5 +18,6 @@ train_cfg = dict(type='videomac_mm.EpochBasedTrainLoop', max_epochs=100)
 custom_hooks = [
     dict(type='videomac_mm.TargetEMAHook', momentum=0.996, end_momentum=1.0),
     dict(type='videomac_mm.ReconstructionHook', interval=1000),
+    dict(type='videomac_mm.CollapseHook', interval=50),
 ]
 auto_scale_lr = dict(base_batch_size=512)

@@ -16,4 +16,5 @@ custom_hooks = [
     # Not the paper's 0.996: in a short run the target must forget the random start soon.
     dict(type='videomac_mm.TargetEMAHook', momentum=0.95, end_momentum=1.0),
     dict(type='videomac_mm.ReconstructionHook', interval=100),
+    dict(type='videomac_mm.CollapseHook', interval=20),
 ]

@@ -25,5 +25,8 @@ param_scheduler = [
 ]
 train_cfg = dict(type='videomac_mm.EpochBasedTrainLoop', max_epochs=800)
 default_hooks = dict(checkpoint=dict(interval=20))
-custom_hooks = [dict(type='videomac_mm.ReconstructionHook', interval=1000)]
+custom_hooks = [
+    dict(type='videomac_mm.ReconstructionHook', interval=1000),
+    dict(type='videomac_mm.CollapseHook', interval=100),
+]
 auto_scale_lr = dict(base_batch_size=2048)

@@ -12,6 +12,9 @@ param_scheduler = [
     dict(type='CosineAnnealingLR', by_epoch=False, begin=50, end=1000),
 ]
 train_cfg = dict(type='videomac_mm.IterBasedTrainLoop', max_iters=1000)
-custom_hooks = [dict(type='videomac_mm.ReconstructionHook', interval=500)]
+custom_hooks = [
+    dict(type='videomac_mm.ReconstructionHook', interval=500),
+    dict(type='videomac_mm.CollapseHook', interval=20),
+]
 default_hooks = dict(checkpoint=dict(by_epoch=False, interval=500, max_keep_ckpts=1))
 log_processor = dict(by_epoch=False)
