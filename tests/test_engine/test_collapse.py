@@ -3,7 +3,10 @@
 import copy
 import json
 import math
+import os
 import re
+import socket
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -446,6 +449,39 @@ def test_hook__looks_inside_a_distributed_wrapper(tmp_path):
     finally:
         torch.distributed.destroy_process_group()
     assert list(found) == [f'train/{name}' for name in NAMES]
+
+
+def train_one_of_two(rank: int, folder: str, port: int) -> None:
+    torch.set_num_threads(1)
+    environ = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=2, MASTER_ADDR='127.0.0.1')
+    os.environ.update(
+        {key: str(value) for key, value in (environ | dict(MASTER_PORT=port)).items()}
+    )
+    found = []
+    for interval in (0, 1):
+        runner = run(
+            Path(folder) / str(interval),
+            hook=dict(interval=interval),
+            launcher='pytorch',
+            env_cfg=dict(dist_cfg=dict(backend='gloo', timeout=300)),
+        )
+        found.append((runner.model.module.state_dict(), [*runner.message_hub.log_scalars]))
+    torch.save(found, f'{folder}/{rank}.pth')
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes__train_as_without_the_hook_and_the_first_measures(tmp_path):
+    if not torch.distributed.is_gloo_available():
+        pytest.skip('torch without gloo')
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        port = probe.getsockname()[1]
+    torch.multiprocessing.spawn(train_one_of_two, (str(tmp_path), port), nprocs=2)
+    for rank in range(2):
+        (without, _), (with_hook, names) = torch.load(tmp_path / f'{rank}.pth')
+        for key, value in without.items():
+            assert torch.equal(value, with_hook[key]), key
+        assert all((f'train/{name}' in names) == (rank == 0) for name in NAMES)
 
 
 @pytest.mark.parametrize(

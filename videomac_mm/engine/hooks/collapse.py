@@ -1,6 +1,7 @@
 """Signs that learning has gone wrong, which come before the loss shows it."""
 
 import logging
+import math
 from contextlib import ExitStack
 from typing import Any
 
@@ -179,7 +180,9 @@ class CollapseHook(Hook):
         model = unwrap(runner.model)
         for handle in (
             model.backbone.register_forward_hook(self._see_features, with_kwargs=True),
-            model.head.loss_module.register_forward_pre_hook(self._see_predictions),
+            model.head.loss_module.register_forward_pre_hook(
+                self._see_predictions, with_kwargs=True
+            ),
         ):
             self._watching.callback(handle.remove)
         if hasattr(torch.compiler, 'set_stance'):
@@ -224,16 +227,17 @@ class CollapseHook(Hook):
         self._features = features[self._some(len(features), features.device)].float()
 
     @torch.no_grad()
-    def _see_predictions(self, module: nn.Module, args: tuple) -> None:
-        preds, targets, *hidden = args
-        if not preds.requires_grad:  # of the target network
+    def _see_predictions(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        given = {**dict(zip(('pred', 'target', 'mask'), args)), **kwargs}
+        preds, targets, hidden = map(given.get, ('pred', 'target', 'mask'))
+        if preds is None or not preds.requires_grad:  # of the target network
             return
         preds, targets = preds.flatten(0, -2), targets.flatten(0, -2)
-        if hidden:
-            places = hidden[0].flatten().nonzero()[:, 0]
-            some = places[self._some(len(places), places.device)]
-        else:
+        if hidden is None:  # hidden patches alone are predicted
             some = self._some(len(preds), preds.device)
+        else:
+            places = hidden.flatten().nonzero()[:, 0]
+            some = places[self._some(len(places), places.device)]
         self._spreads.append(prediction_spread(preds[some], targets[some]))
 
     def _some(self, count: int, device: torch.device) -> Tensor:
@@ -260,7 +264,7 @@ class CollapseHook(Hook):
                 logger='current',
                 level=logging.WARNING,
             )
-        if hasattr(model, 'target'):
+        if hasattr(getattr(model, 'target', None), 'distance'):
             found['target_distance'] = model.target.distance(model).item()
         self._features, self._spreads = None, []
         return found
@@ -271,7 +275,7 @@ class CollapseHook(Hook):
         threshold = self._thresholds.get(key)
         if threshold is None:
             return
-        broken = value != value
+        broken = math.isnan(value)
         if not broken and value >= threshold:
             if name in self._low:
                 self._low.remove(name)
@@ -280,18 +284,21 @@ class CollapseHook(Hook):
             self._low.add(name)
             print_log(
                 f'{name} is {value:.3g} at iteration {step}, expected at least {threshold:g}: '
-                f'{_MEANINGS[key]}',
+                f'{_NAN if broken else _MEANINGS[key]}',
                 logger='current',
                 level=logging.WARNING,
             )
 
 
 _MEANINGS = dict(
-    effective_rank='the features of all visible patches are nearly alike. NaN: some are not '
-    'finite. Consider a lower learning rate, a longer warm-up or gradient clipping.',
-    prediction_spread='all hidden patches get nearly the same prediction. NaN: a value is not '
-    'finite, or all patches are alike. Look at the pictures that ReconstructionHook draws, and '
-    'consider a lower learning rate.',
-    target_distance='the target network equals the online one and teaches it nothing. NaN: a '
-    'weight is not finite. Consider a higher momentum of TargetEMAHook.',
+    effective_rank='the encoder sees nearly the same in all visible patches. Consider a lower '
+    'learning rate, a longer warm-up or gradient clipping.',
+    prediction_spread='all hidden patches get nearly the same prediction. Look at the pictures of '
+    'ReconstructionHook. Consider a lower learning rate or a longer warm-up.',
+    target_distance='the target network equals the online one and teaches it nothing. Consider a '
+    'higher momentum of TargetEMAHook.',
+)
+_NAN = (
+    'a value is not finite, or all patches are alike, predicted and real ones. Look at the loss, '
+    'the gradients and the data.'
 )
