@@ -396,7 +396,7 @@ def test_run__survives_nan_and_reports_it_at_once(tmp_path):
 def test_run__that_is_resumed_does_not_warn_again(tmp_path):
     still = dict(optimizer=dict(type='SGD', lr=0.0))
     run(tmp_path, change=collapse, optim=still, hook=LOW)
-    known = torch.load(tmp_path / 'epoch_2.pth', weights_only=False)['collapse_low']
+    known = torch.load(tmp_path / 'epoch_2.pth', weights_only=False)['collapse_warned']
     assert known == ['effective_rank', 'prediction_spread']
     (tmp_path / 'epoch_3.pth').unlink()
     run(tmp_path, resume=True, load_from=str(tmp_path / 'epoch_2.pth'), optim=still, hook=LOW)
@@ -405,6 +405,16 @@ def test_run__that_is_resumed_does_not_warn_again(tmp_path):
     new = tmp_path / 'new'
     run(new, load_from=str(tmp_path / 'epoch_2.pth'), optim=still, hook=LOW)
     assert warnings(new) == known
+
+
+def test_run__warns_of_clips_that_show_nothing(tmp_path):
+    def blind(model: nn.Module) -> None:
+        enliven(model)
+        model.data_preprocessor.std.fill_(1e9)
+
+    run(tmp_path, change=blind, hook=dict(min_rank=None))
+    assert warnings(tmp_path) == ['prediction_spread']
+    assert 'expected at most 3' in next(tmp_path.rglob('*.log')).read_text()
 
 
 @pytest.fixture
@@ -420,19 +430,20 @@ def test_hook__warns_again_after_recovery(said):
     model, mask = videomac(), random_mask(3, (3, 4), 5)
     inputs = torch.randn(3, 1, 3, 2, 24, 32)
     hook = CollapseHook(interval=1, warm_up=0, min_rank=None, min_distance=None)
-    weight = model.neck.pred.weight.detach().clone()
+    weight = model.neck.pred.weight.detach() / 10
     texts = []
-    for factor in (1, 0, 0, 1, 0):
+    for factor in (1, 0, 0, 1, 1e6, 1):
         with torch.no_grad():
             model.neck.pred.weight.copy_(factor * weight)
         said.clear()
         watch(hook, model, inputs, mask)
         texts.append(' '.join(record.getMessage() for record in said.records))
-    assert [bool(text) for text in texts] == [False, True, False, True, True]
+    assert [bool(text) for text in texts] == [False, True, False, True, True, True]
     pattern = r'prediction_spread is [\d.e-]+ at iteration 1, expected at least 0.005: all hidden'
     assert re.match(pattern, texts[1])
-    assert 'prediction_spread has risen to' in texts[3]
-    assert texts[4] == texts[1]
+    assert 'prediction_spread has come back to' in texts[3]
+    assert 'expected at most 3: predictions differ' in texts[4]
+    assert texts[5] == texts[3]
 
 
 def test_hook__looks_inside_a_distributed_wrapper(tmp_path):
@@ -491,6 +502,7 @@ def test_two_processes__train_as_without_the_hook_and_the_first_measures(tmp_pat
         (dict(warm_up=100), 'got 100, 512 and 100'),
         (dict(num_samples=1), 'got 100, 1 and 0.1'),
         (dict(min_spread=-0.5), 'min_spread must be None or not negative, got -0.5'),
+        (dict(max_spread=-1), 'max_spread must be None or not negative, got -1'),
         (dict(min_rank=math.nan), 'min_rank must be None or not negative, got nan'),
     ],
 )
