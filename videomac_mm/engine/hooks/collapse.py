@@ -97,18 +97,18 @@ class CollapseHook(Hook):
 
     Everything is taken from the training step itself, by forward hooks that stay for that step
     only. There is no second pass, and the step computes the same numbers. Compiled parts
-    of the network run uncompiled in that step, since compiled ones leave hooks out (torch 2.6 or
-    later; before, features and predictions of compiled networks are not seen). Of several
-    processes, the first measures its own share of the batch. Statistics are in float32 or
-    float64 under autocast, too.
+    of the network run uncompiled in that step, since compiled ones leave hooks out. (Before torch
+    2.6 they do not, and their features and predictions are not seen.) Of several processes, the
+    first measures its own share of the batch. Statistics are in float32 or float64 under
+    autocast, too.
 
     A value beyond its threshold is worth a warning, and so is NaN. There is one when the value
     crosses it, and another only after it has come back. Checkpoints hold what has been warned of.
 
-    The defaults are between healthy and broken demos. Healthy ones of all algorithms have ranks
-    from 9 to 50, spreads from 0.02 (motion, which is learnt late) to 0.65, distances above 0.01.
-    A learning rate 100 times as high gives ranks from 1.0 to 3.7, and in transformers spreads of
-    3e-5 to 1e-3, at the same loss as a healthy run has at that time.
+    The defaults lie between healthy and broken runs of the demos. Healthy ones have ranks from 9
+    to 50 and spreads from 0.02 (motion, which is learnt late) to 0.7. Distances are from 0.002 to
+    0.1, and 1e-4 where the learning rate ends in 0. A learning rate 100 times as high gives ranks
+    from 1.0 to 3.7. VideoMAE's spread is then 3e-5, at the loss that a healthy run has, too.
 
     Args:
         interval: iterations between values. Defaults to 100.
@@ -116,8 +116,8 @@ class CollapseHook(Hook):
             predicts much the same everywhere. Defaults to 0.1.
         num_samples: feature vectors and hidden patches that are looked at, evenly spread over the
             batch. Defaults to 512.
-        min_rank: threshold of ``effective_rank``, a number of directions, for collapse leaves one
-            or two, however many there could be. None: never warn. Defaults to 4.
+        min_rank: threshold of ``effective_rank``, a number of directions: collapse leaves few,
+            however many there could be. None: never warn. Defaults to 4.
         min_spread: threshold of ``prediction_spread``, or None. Defaults to 0.005.
         max_spread: its upper threshold, or None. Beyond it predictions differ far more than what
             they predict: weights explode, or clips show nothing. Defaults to 3.
