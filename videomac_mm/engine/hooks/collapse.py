@@ -105,7 +105,7 @@ class CollapseHook(Hook):
     A value beyond its threshold is worth a warning, and so is NaN. There is one when the value
     crosses it, and another only after it has come back. Checkpoints hold what has been warned of.
 
-    The defaults lie between healthy and broken runs of the demos. Healthy ones have ranks from 9
+    The defaults lie between healthy and broken runs of the demos. Healthy ones have ranks from 8
     to 50 and spreads from 0.02 (motion, which is learnt late) to 0.7. Distances are from 0.002 to
     0.1, and 1e-4 where the learning rate ends in 0. A learning rate 100 times as high gives ranks
     from 1.0 to 3.7. VideoMAE's spread is then 3e-5, at the loss that a healthy run has, too.
