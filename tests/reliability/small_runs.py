@@ -39,7 +39,8 @@ def small_config(
     cfg.experiment_name = f'{work_dir.parent.name}_{work_dir.name}'
     cfg.log_level = 'WARNING'
     loader = cfg.train_dataloader
-    loader.update(batch_size=2, num_workers=workers, persistent_workers=workers > 0)
+    # Persistent workers take 5 seconds each to end where no process ends with them.
+    loader.update(batch_size=2, num_workers=workers, persistent_workers=False)
     loader.dataset.update(num_videos=7, num_frames=16)
     loader.dataset.size = (64, 64)
     if method.startswith('videomac'):

@@ -218,6 +218,7 @@ class IterBasedTrainLoop(_Placed, mmengine_runner.IterBasedTrainLoop):
             is_due = self._iter % self.val_interval == 0 or self._iter == self._max_iters
             if runner.val_loop is not None and self._iter >= self.val_begin and is_due:
                 runner.val_loop.run()
+        self.dataloader_iterator.close()  # ends the workers
         runner.call_hook('after_train_epoch')
         runner.call_hook('after_train')
         return runner.model
