@@ -58,8 +58,10 @@ def save_sealed(checkpoint: Any, path: str | os.PathLike) -> None:
     except BaseException as err:
         with suppress(OSError):
             aside.unlink()
-        if isinstance(err, OSError) and err.filename is None:
-            raise OSError(err.errno, err.strerror, str(path)) from err
+        # torch's writer may say that a position is wrong, after the file said why.
+        cause = err if isinstance(err, OSError) else err.__context__
+        if isinstance(cause, OSError) and cause.filename is None:
+            raise OSError(cause.errno, cause.strerror, str(path)) from err
         raise
     sync_folder(path.parent)
 
