@@ -10,6 +10,8 @@ default_hooks = dict(
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(type='videomac_mm.CheckpointHook', interval=1, max_keep_ckpts=3),
     sampler_seed=dict(type='DistSamplerSeedHook'),
+    # A loss or a gradient that is inf or NaN never reaches the weights.
+    non_finite=dict(type='videomac_mm.NonFiniteHook'),
     # BatchNorm's statistics differ from rank to rank, and one rank writes the checkpoint.
     sync_buffers=dict(type='SyncBuffersHook'),
 )

@@ -17,6 +17,7 @@ from mmengine.runner import Runner
 import videomac_mm.engine
 import videomac_mm.models  # noqa: F401
 from tests.reliability.small_runs import small_config
+from tests.test_engine.test_non_finite import Poison
 from videomac_mm.engine.unwrap import unwrap
 
 METHODS = ['videomac', 'videomae', 'motionmae', 'cmae_v']
@@ -62,7 +63,7 @@ class Record(Hook):
 
 def train(method: str, work_dir: Path, batch_size: int, **options) -> list[dict]:
     by_epoch = options.pop('by_epoch', False)
-    steps = options.pop('steps', 12)
+    steps, poison = options.pop('steps', 12), options.pop('poison', ())
     cfg = small_config(method, work_dir, by_epoch=by_epoch, **options)
     cfg.train_dataloader.batch_size = batch_size
     cfg.train_dataloader.dataset.num_videos = 11
@@ -78,7 +79,9 @@ def train(method: str, work_dir: Path, batch_size: int, **options) -> list[dict]
     runner = Runner.from_cfg(cfg)
     record = Record()
     runner.register_hook(record)
+    runner.register_hook(Poison(poison))
     runner.train()
+    record.steps[-1]['weights'] = unwrap(runner.model).state_dict()
     return record.steps
 
 
@@ -94,8 +97,11 @@ def work(rank: int, folder: str, port: int) -> None:
     found['epochs'] = train('videomac', folder / 'epochs', 2, by_epoch=True, **options)
     found['half'] = train('videomac', folder / 'half', 2, steps=6, **options)
     found['resumed'] = train('videomac', folder / 'resumed', 2, resume=True, **options)
-    if rank == 0:
-        torch.save(found, folder / 'found.pth')
+    # Pixels of the second process alone are NaN, in one step.
+    found['poisoned'] = train(
+        'cmae_v', folder / 'poisoned', 2, steps=4, poison=[2] if rank else [], **options
+    )
+    torch.save(found, folder / f'found_{rank}.pth')
     torch.distributed.destroy_process_group()
 
 
@@ -122,7 +128,7 @@ def two(one, folder) -> dict[str, list[dict]]:
         probe.bind(('127.0.0.1', 0))
         port = probe.getsockname()[1]
     torch.multiprocessing.spawn(work, (str(folder), port), nprocs=2)
-    return torch.load(folder / 'found.pth')
+    return torch.load(folder / 'found_0.pth')
 
 
 def assert_same_steps(got: list[dict], wanted: list[dict]) -> None:
@@ -156,6 +162,16 @@ def test_resumed_run__of_two_processes_goes_on_with_one(one, two, folder):
     assert len(checkpoint['rng']) == 2
     got = train('videomac', folder / 'half', 4, resume=True)
     assert_same_steps(got, one['videomac'][6:])
+
+
+def test_nan__in_one_process_is_skipped_by_all(two, folder):
+    found = [torch.load(folder / f'found_{rank}.pth')['poisoned'] for rank in range(2)]
+    assert [step['losses']['loss'] > 0 for step in found[0]] == [True, True, False, True]
+    first, second = (steps[-1]['weights'] for steps in found)
+    for name, value in first.items():
+        assert value.isfinite().all(), name
+        # Running statistics differ until `SyncBuffersHook` averages them.
+        assert 'running' in name or torch.equal(value, second[name]), name
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 from videomac_mm.engine.hooks import (
     CheckpointHook,
     CollapseHook,
+    NonFiniteHook,
     PropagationVisualizationHook,
     ReconstructionHook,
     TargetEMAHook,
@@ -20,6 +21,7 @@ __all__ = [
     'GroupedOptimWrapperConstructor',
     'IterBasedTrainLoop',
     'LayerDecayOptimWrapperConstructor',
+    'NonFiniteHook',
     'PropagationVisualizationHook',
     'ReconstructionHook',
     'TargetEMAHook',

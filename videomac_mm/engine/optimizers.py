@@ -1,13 +1,20 @@
-"""Learning rates that differ from layer to layer."""
+"""Optimisers: learning rates that differ from layer to layer, and what a wrapper holds."""
 
 from collections.abc import Callable
 from functools import partial
 
-from mmengine.optim import DefaultOptimWrapperConstructor
+from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper, OptimWrapperDict
 from mmpretrain.engine import LearningRateDecayOptimWrapperConstructor
 from torch import nn
+from torch.optim import Optimizer
 
 from videomac_mm.registry import OPTIM_WRAPPER_CONSTRUCTORS
+
+
+def optimizers_of(wrapper: OptimWrapper | OptimWrapperDict) -> list[Optimizer]:
+    """The optimisers of torch that a wrapper of mmengine, or several, hold."""
+    wrappers = wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]
+    return [each.optimizer for each in wrappers]
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()

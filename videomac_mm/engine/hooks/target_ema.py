@@ -4,7 +4,9 @@ import math
 
 from mmengine.hooks import Hook
 from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.optim import Optimizer
 
+from videomac_mm.engine.optimizers import optimizers_of
 from videomac_mm.engine.unwrap import unwrap
 from videomac_mm.registry import HOOKS
 
@@ -34,6 +36,8 @@ class TargetEMAHook(Hook):
             )
         self.momentum = momentum
         self.end_momentum = end_momentum
+        self._stepped = False
+        self._handles: list = []
 
     def before_train(self, runner) -> None:
         """Announce itself to the target; refuse models without one that can follow.
@@ -53,15 +57,27 @@ class TargetEMAHook(Hook):
             )
         model.target.check(model)
         model.target.mover = type(self).__name__
+        optimizers = optimizers_of(runner.optim_wrapper)
+        self._handles = [each.register_step_post_hook(self._note_step) for each in optimizers]
 
     def after_train(self, runner) -> None:
         """Withdraw: the model may be trained again without this hook."""
         unwrap(runner.model).target.mover = None
+        for handle in self._handles:
+            handle.remove()
+
+    def _note_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
+        """Find out whether weights have moved: not if a loss scaler or `NonFiniteHook` skipped."""
+        overflow = getattr(optimizer, 'found_inf', None)  # a scaler lets a fused optimiser skip
+        if overflow is None or not overflow:
+            params = (param for group in optimizer.param_groups for param in group['params'])
+            self._stepped |= any(param.grad is not None for param in params)
 
     def after_train_iter(self, runner, *args, **kwargs) -> None:
         """Move the target if this iteration ended in an optimiser step."""
         wrapper = runner.optim_wrapper
-        if wrapper.should_update():
+        stepped, self._stepped = self._stepped, False
+        if stepped:
             # Counted from the runner, so that a resumed run goes on where it stopped.
             accumulated = wrapper._accumulative_counts
             step = runner.iter // accumulated

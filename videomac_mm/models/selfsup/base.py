@@ -90,6 +90,14 @@ class MaskedAutoencoder(BaseSelfSupervisor):
         """Draw masks from torch's global random numbers again."""
         self.step_noise = None
 
+    def parse_losses(self, losses: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """As mmengine; gradients of a total that is inf or NaN are all NaN.
+
+        So `NonFiniteHook` sees every loss that is not finite, in all processes, before the step.
+        """
+        total, log_vars = super().parse_losses(losses)
+        return total * (total.detach() * 0 + 1), log_vars
+
     @torch.no_grad()
     def reconstruct(
         self, inputs: Tensor, mask: Tensor | VisiblePatches | None = None
