@@ -79,7 +79,7 @@ setup(
     cmdclass={'build_py': BuildWithMim},
     python_requires='>=3.10',
     install_requires=[
-        'torch>=2.4',
+        'torch>=2.10',  # before, weights_only=True can be made to run code (CVE-2026-24747)
         'torchvision',
         'numpy>=1.23',
         'opencv-python',

@@ -18,6 +18,7 @@ def apply() -> None:
     mmengine.zero_optimizer_hangs_at_checkpoints()
     mmengine.checkpoints_are_written_in_place()
     mmengine.resumes_from_what_may_be_damaged()
+    mmengine.downloads_are_unpickled_freely()
     mmengine.amp_optim_wrapper_refuses_cpu()
     mmcv.toolboxes_import_compiled_ops()
     mmcv.hue_jitter_overflows()

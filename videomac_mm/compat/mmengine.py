@@ -123,6 +123,41 @@ def resumes_from_what_may_be_damaged() -> None:
     imports.after('mmengine.runner.runner', repair)
 
 
+def downloads_are_unpickled_freely() -> None:
+    """mmengine 0.10: runs code in checkpoints of URLs; in any, with a variable of torch's set."""
+
+    def repair(module: ModuleType) -> None:
+        def make(original: Callable) -> Callable:
+            def load_url(url: str, *args: Any, **kwargs: Any) -> Any:
+                from videomac_mm.weights.files import unsafe_is_refused
+
+                with unsafe_is_refused(url):
+                    return original(url, *args, **{**kwargs, 'weights_only': True})
+
+            return load_url
+
+        replace(module, 'load_url', make)
+        if isinstance(module.torch, _TorchOfLoaders):
+            return
+        # The loaders of all other schemes call `torch.load`, each in its own place.
+        module.torch = _TorchOfLoaders('torch')
+
+    imports.after('mmengine.runner.checkpoint', repair)
+
+
+class _TorchOfLoaders(ModuleType):
+    """torch, as the loaders of checkpoints see it: its ``load`` reads weights only."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+    @staticmethod
+    def load(file: Any, map_location: Any = None, mmap: bool | None = None, **_: Any) -> Any:
+        from videomac_mm.weights.files import load_weights_only
+
+        return load_weights_only(file, map_location, mmap)  # whatever later releases ask for
+
+
 def amp_optim_wrapper_refuses_cpu() -> None:
     """mmengine 0.10: ``AmpOptimWrapper`` asserts a GPU; on CPU it may use bfloat16."""
 

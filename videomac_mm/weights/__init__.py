@@ -11,9 +11,10 @@ from videomac_mm.weights.conversions import (
     to_mmpretrain,
     to_timm,
 )
-from videomac_mm.weights.files import read_checkpoint, write_safetensors
+from videomac_mm.weights.files import UnsafeCheckpointError, read_checkpoint, write_safetensors
 
 __all__ = [
+    'UnsafeCheckpointError',
     'check_complete',
     'from_fcmae',
     'from_mmaction',

@@ -2,14 +2,77 @@
 
 import argparse
 import importlib
+import os
 import pickle
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
+
+
+class UnsafeCheckpointError(ValueError):
+    """Reading a checkpoint would take more than tensors and plain values."""
+
+
+def load_weights_only(
+    file: str | os.PathLike | Any, map_location: Any = 'cpu', mmap: bool | None = None
+) -> Any:
+    """Read a file of ``torch.save`` without running any code of it.
+
+    Every checkpoint is read in this way. Neither torch's default nor its variable
+    ``TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD`` can change that.
+
+    Args:
+        file: path, or an open binary file.
+        map_location: of ``torch.load``. Defaults to the CPU.
+        mmap: of ``torch.load``. Defaults to None, torch's own default.
+
+    Raises:
+        UnsafeCheckpointError: naming the file and what it asks for.
+    """
+    is_path = isinstance(file, (str, os.PathLike))
+    with unsafe_is_refused(file if is_path else 'the checkpoint'):
+        return torch.load(file, map_location, weights_only=True, mmap=mmap)
+
+
+@contextmanager
+def unsafe_is_refused(source: Any) -> Iterator[None]:
+    """Say in one line why ``torch.load`` refuses, without its advice to load unsafely.
+
+    Args:
+        source: what is read, as in the message.
+
+    Raises:
+        UnsafeCheckpointError: in place of what ``torch.load(weights_only=True)`` raises.
+    """
+    try:
+        yield
+    except pickle.UnpicklingError as err:
+        reason = _reason(str(err))
+    except RuntimeError as err:
+        if 'weights_only' not in str(err):
+            raise
+        reason = 'it is in the format of TorchScript or a tar file'
+    else:
+        return
+    raise UnsafeCheckpointError(
+        f'{source} is refused: a checkpoint may hold tensors and plain values, and reading '
+        f'this file would take code, or it is damaged: {reason}'
+    ) from None
+
+
+def _reason(message: str) -> str:
+    """What is wrong with a file, out of torch's message."""
+    found = re.search(r'GLOBAL (\S+)', message)
+    if found:
+        return f'it asks for {found[1]}'
+    message = message.partition('\n\nCheck the documentation')[0]
+    return message.rpartition('\n\n')[2]
 
 
 def read_checkpoint(path: Path) -> dict:
@@ -19,19 +82,13 @@ def read_checkpoint(path: Path) -> dict:
         path: of torch's format or, by its suffix, safetensors.
 
     Raises:
-        ValueError: for a file that holds code or no dict, naming what it holds.
+        UnsafeCheckpointError: for a file that holds code, naming it.
+        ValueError: for a file that holds no dict, naming what it holds.
     """
     if Path(path).suffix == '.safetensors':
         return _safetensors().load_file(path)
-    try:
-        with _allowed(argparse.Namespace):  # official code saves its command line as well
-            checkpoint = torch.load(path, map_location='cpu', weights_only=True)
-    except pickle.UnpicklingError as err:
-        reason = str(err).replace('\n', ' ')
-        raise ValueError(
-            f'{path} is refused: a checkpoint may hold tensors and plain values, and reading '
-            f'this file would take code: {reason}'
-        ) from None
+    with _allowed(argparse.Namespace):  # official code saves its command line as well
+        checkpoint = load_weights_only(path)
     if not isinstance(checkpoint, dict):
         raise ValueError(f'{path} should hold a dict, got {type(checkpoint).__name__}')
     return checkpoint

@@ -5,10 +5,10 @@ import os
 import re
 from pathlib import Path
 
-import torch
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.logging import print_log
 
+from videomac_mm.weights.files import load_weights_only
 from videomac_mm.weights.seal import check_whole, read_seal
 
 # The names that checkpoints of a run have by default, and `videomac_mm.CheckpointHook` gives.
@@ -103,7 +103,7 @@ def _problem(path: Path) -> str | None:
     """Why a run cannot go on from a file; None if it can."""
     try:
         check_whole(path)
-        checkpoint = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
+        checkpoint = load_weights_only(path, mmap=True)
     except Exception as err:  # damage and foreign content show in many ways
         reason = ' '.join(str(err).split())
         return reason if str(path) in reason else f'{path}: {type(err).__name__}: {reason}'
