@@ -5,9 +5,11 @@ import random
 import shutil
 import struct
 
+import mmengine.runner
 import pytest
 import torch
 
+from videomac_mm.weights.files import load_weights_only, read_checkpoint
 from videomac_mm.weights.seal import (
     DamagedCheckpointError,
     check_whole,
@@ -59,6 +61,18 @@ def test_check__finds_a_flipped_bit_anywhere(sealed, tmp_path):
         flipped.write_bytes(data)
         with pytest.raises(DamagedCheckpointError):
             check_whole(flipped)
+
+
+def test_load__refuses_a_damaged_file_wherever_it_is_read(sealed, tmp_path):
+    data = bytearray(sealed.read_bytes())
+    data[data.index(struct.pack('<f', 250.0))] ^= 1
+    path = tmp_path / 'iter_1.pth'
+    path.write_bytes(data)
+    torch.load(path)  # torch itself does not notice
+    for load in (load_weights_only, read_checkpoint, mmengine.runner.load_checkpoint):
+        arguments = (torch.nn.Linear(1, 1),) if load is mmengine.runner.load_checkpoint else ()
+        with pytest.raises(DamagedCheckpointError, match=r'iter_1\.pth has the digest'):
+            load(*arguments, str(path))
 
 
 def test_check__takes_files_of_stock_torch_that_are_whole(tmp_path):

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from videomac_mm.weights.seal import check_whole, read_seal
+
 
 class UnsafeCheckpointError(ValueError):
     """Reading a checkpoint would take more than tensors and plain values."""
@@ -25,7 +27,7 @@ def load_weights_only(
     """Read a file of ``torch.save`` without running any code of it.
 
     Every checkpoint is read in this way. Neither torch's default nor its variable
-    ``TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD`` can change that.
+    ``TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD`` can change that. A file with a seal is compared with it.
 
     Args:
         file: path, or an open binary file.
@@ -34,8 +36,11 @@ def load_weights_only(
 
     Raises:
         UnsafeCheckpointError: naming the file and what it asks for.
+        DamagedCheckpointError: if the file is not as it was written.
     """
     is_path = isinstance(file, (str, os.PathLike))
+    if is_path and os.path.isfile(file) and read_seal(file) is not None:
+        check_whole(file)
     with unsafe_is_refused(file if is_path else 'the checkpoint'):
         return torch.load(file, map_location, weights_only=True, mmap=mmap)
 

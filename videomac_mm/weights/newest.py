@@ -102,12 +102,12 @@ def _saved_at(path: Path) -> int:
 def _problem(path: Path) -> str | None:
     """Why a run cannot go on from a file; None if it can."""
     try:
-        check_whole(path)
+        if read_seal(path) is None:  # else reading it compares the seal
+            check_whole(path)
         checkpoint = load_weights_only(path, mmap=True)
     except Exception as err:  # damage and foreign content show in many ways
         reason = ' '.join(str(err).split())
         return reason if str(path) in reason else f'{path}: {type(err).__name__}: {reason}'
-    missing = [
-        part for part in _PARTS if not isinstance(checkpoint, dict) or part not in checkpoint
-    ]
+    held = checkpoint if isinstance(checkpoint, dict) else {}
+    missing = [part for part in _PARTS if part not in held]
     return f'{path} is not the checkpoint of a run: it lacks {missing}' if missing else None
