@@ -173,7 +173,67 @@ def test_compile__makes_one_graph_with_the_same_gradients(name):
         torch.testing.assert_close(got, want)
 
 
+@pytest.mark.parametrize('name', ['VideoMAC-ConvNeXt', 'VideoMAE'])
+def test_compile__of_the_steps_of_a_run_makes_one_graph_for_all(name):
+    cfg, shape, _ = CASES[name]
+    model, inputs = MODELS.build(copy.deepcopy(cfg)), torch.randn(shape)
+    model.init_weights()
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled = torch.compile(model.loss, backend='aot_eager')
+    losses = []
+    for step in range(3):
+        model.set_step(seed=0, step=step)
+        got = compiled(inputs)
+        model.set_step(seed=0, step=step)
+        for key, value in model.loss(inputs).items():
+            torch.testing.assert_close(got[key], value)
+        losses.append(sum(got.values()).item())
+    assert len(set(losses)) == 3
+    assert torch._dynamo.utils.counters['stats']['unique_graphs'] == 1
+    assert not torch._dynamo.utils.counters['graph_break']
+
+
 # -------------------------------------------------------------------------------- masks
+
+
+def test_step__of_a_run_has_its_own_mask_and_reads_no_number(case):
+    model, inputs, _ = case
+    model.set_step(seed=0, step=1)
+    first = model.loss(inputs)
+    torch.rand(1)
+    with Watch() as watch:
+        model.set_step(seed=0, step=2)
+        second = model.loss(inputs)
+        model.set_step(seed=0, step=1)
+        again = model.loss(inputs)
+    assert not watch.found
+    assert first == again != second
+    model.forget_step()
+    assert model.loss(inputs) != first
+
+
+def test_step__of_a_run_leaves_generators_of_your_own_alone(case):
+    model, inputs, grid = case
+    slots = grid[0] if len(grid) == 3 else 1
+    mask = random_mask(len(inputs) * slots, grid[-2:], 2).view(-1, *grid)
+    model.mask_generator = lambda _: mask
+    model.set_step(seed=0, step=1)
+    assert model.step_noise is None
+    model.loss(inputs)
+
+
+def test_loss__that_is_not_finite_makes_all_gradients_so(case):
+    """Finite ones are those of mmengine, bit for bit."""
+    model, inputs, _ = case
+    parsed, _ = model.parse_losses(dict(loss_a=torch.tensor(0.3), loss_b=torch.tensor([0.1, 0.4])))
+    assert parsed == torch.tensor(0.3) + torch.tensor([0.1, 0.4]).mean()
+    weight = torch.ones(3, requires_grad=True)
+    for bad in (torch.inf, torch.nan):
+        total, log_vars = model.parse_losses(dict(loss_a=weight.sum(), loss_b=torch.tensor(bad)))
+        total.backward()
+        assert weight.grad.isnan().all()
+        weight.grad = None
 
 
 def test_mask__may_be_given_as_its_geometry(case):

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from tests.masks import random_mask
 from videomac_mm.models import RandomTubeletMask, TubeMask
-from videomac_mm.models.masking import pick, pick_shared
+from videomac_mm.models.masking import RandomPatchMask, StepNoise, pick, pick_shared
 from videomac_mm.sparse import VisiblePatches
 
 KINDS = [TubeMask, RandomTubeletMask]
@@ -135,3 +135,64 @@ def test_pick__takes_what_boolean_indexing_takes():
         assert torch.equal(pick(tokens, places), tokens[chosen].view(3, -1, 5))
         shared = table.expand(3, -1, -1)[chosen].view(3, -1, 5)
         assert torch.equal(pick_shared(table, places, 3), shared)
+
+
+# ------------------------------------------------------------- masks of a step of a run
+
+
+@pytest.mark.parametrize('world', [1, 2, 3, 6])
+@pytest.mark.parametrize('kind', [RandomPatchMask, TubeMask, RandomTubeletMask])
+def test_step_noise__processes_hide_what_one_would(kind, world):
+    inputs = clips(6)
+    inputs = inputs[:, :, 0] if kind is RandomPatchMask else inputs
+    whole = kind()(inputs, StepNoise(seed=1, step=2)).mask
+    shares = [kind()(inputs[: 6 // world], StepNoise(1, 2, rank)).mask for rank in range(world)]
+    assert torch.equal(torch.cat(shares), whole)
+
+
+def test_step_noise__is_a_function_of_seed_and_step():
+    before = torch.get_rng_state()
+    first = StepNoise(seed=1, step=2).draw(4, 49)
+    assert torch.equal(torch.get_rng_state(), before)
+    moved = StepNoise(seed=1, step=7)
+    key = moved.key
+    moved.move_to(1, 2)
+    assert moved.key is key and torch.equal(moved.draw(4, 49), first)
+    others = [StepNoise(1, 3), StepNoise(2, 2), StepNoise(1, 2, rank=1)]
+    assert not any(torch.equal(noise.draw(4, 49), first) for noise in others)
+
+
+def test_step_noise__numbers_are_spread_and_unrelated():
+    """Over rows, columns, steps and seeds, as random numbers of 32 bits are."""
+    draws = torch.stack([StepNoise(0, step).draw(64, 49) for step in range(64)])
+    assert draws.min() >= 0 and draws.max() < 2**32
+    assert len(draws.unique()) > 0.9999 * draws.numel()
+    unit = draws.double() / 2**32 - 0.5
+    num = unit.numel()
+    assert abs(unit.mean()) < 4 / (12 * num) ** 0.5
+    assert unit.var().item() == pytest.approx(1 / 12, rel=4 * (0.8 / num) ** 0.5)
+    for axis in range(3):
+        near = (unit * unit.roll(1, axis)).mean() * 12
+        assert abs(near) < 4 / num**0.5, axis
+    bits = torch.stack([(draws >> bit & 1).double().mean() for bit in range(32)])
+    assert (bits - 0.5).abs().max() < 4.5 * 0.5 / num**0.5
+
+
+def test_step_noise__masks_hide_all_patches_alike():
+    images = torch.empty(1, 1, 224, 224).expand(64, -1, -1, -1)
+    generator = RandomPatchMask()
+    masks = [generator(images, StepNoise(3, step)).mask.flatten(1) for step in range(64)]
+    counts = torch.cat(masks).double().sum(0)
+    num, share = 64 * 64, 37 / 49
+    assert (counts - num * share).abs().max() < 4.5 * (num * share * (1 - share)) ** 0.5
+    together = (~torch.cat(masks)).double()
+    pairs = (together.T @ together).fill_diagonal_(0).sum() / (49 * 48 * num)
+    assert pairs.item() == pytest.approx(12 * 11 / (49 * 48), abs=1e-12)
+
+
+def test_step_noise__large_batches_do_not_repeat():
+    """Beyond 2**32 patches places need a second word."""
+    noise = StepNoise(0, 0)
+    noise.rank = 2**32 // 64
+    far = noise.draw(8, 8)
+    assert not torch.equal(far, StepNoise(0, 0).draw(8, 8))
