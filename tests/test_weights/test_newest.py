@@ -1,5 +1,7 @@
 """From which checkpoint a run goes on."""
 
+import time
+
 import pytest
 import torch
 from mmengine.logging import MMLogger
@@ -39,11 +41,19 @@ def test_newest__is_the_one_that_was_saved_last(tmp_path):
 
 def test_newest__does_not_trust_the_pointer(tmp_path):
     """A run was killed between the checkpoint and the pointer."""
-    first, second = (save(tmp_path / f'iter_{i}.pth') for i in (1, 2))
-    write_text(first, tmp_path / 'last_checkpoint')
+    write_text(save(tmp_path / 'iter_1.pth'), tmp_path / 'last_checkpoint')
+    time.sleep(0.02)  # the clock of files may be coarse
+    second = save(tmp_path / 'iter_2.pth')
     assert newest_checkpoint(str(tmp_path)) == second
     write_text(str(tmp_path / 'iter_7.pth'), tmp_path / 'last_checkpoint')
     assert newest_checkpoint(str(tmp_path)) == second
+
+
+def test_newest__is_an_older_one_that_the_user_points_at(tmp_path):
+    first, _ = (save(tmp_path / f'iter_{i}.pth') for i in (1, 2))
+    time.sleep(0.02)
+    write_text(first, tmp_path / 'last_checkpoint')
+    assert newest_checkpoint(str(tmp_path)) == first
 
 
 def test_newest__passes_over_what_is_damaged_and_says_why(tmp_path, log):
@@ -80,9 +90,9 @@ def test_newest__leaves_other_files_out(tmp_path):
 
 
 def test_newest__knows_names_of_the_users_own(tmp_path):
-    for i in (1, 2):
-        save(tmp_path / 'elsewhere' / f'run_{i}.pth')
-    write_text(str(tmp_path / 'elsewhere' / 'run_1.pth'), tmp_path / 'last_checkpoint')
+    write_text(save(tmp_path / 'elsewhere' / 'run_1.pth'), tmp_path / 'last_checkpoint')
+    time.sleep(0.02)
+    save(tmp_path / 'elsewhere' / 'run_2.pth')
     assert newest_checkpoint(str(tmp_path)) == str(tmp_path / 'elsewhere' / 'run_2.pth')
 
 

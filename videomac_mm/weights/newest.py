@@ -19,9 +19,9 @@ _PARTS = ('meta', 'state_dict', 'message_hub')
 def newest_checkpoint(work_dir: str) -> str | None:
     """Find the newest whole checkpoint of a run.
 
-    The file that ``last_checkpoint`` names is one of them, and so are its neighbours of the same
-    form of name. What is passed over is named in the log, with the reason. The main process
-    decides for all.
+    That is the one which ``last_checkpoint`` names, unless a neighbour with the same form of name
+    was saved after that was written: then the run ended between the two. What is passed over is
+    named in the log, with the reason. The main process decides for all.
 
     Args:
         work_dir: of the run.
@@ -57,7 +57,10 @@ def _search(work_dir: Path) -> str | None:
         if path.is_file() and _form(path) in forms
     ]
     passed = []
-    for path in sorted(paths, key=_saved_at, reverse=True):
+    times = {path: _saved_at(path) for path in paths}
+    if pointed is not None and (path := Path(pointed)) in times:
+        times[path] = max(times[path], (work_dir / 'last_checkpoint').stat().st_mtime_ns)
+    for path in sorted(paths, key=times.get, reverse=True):
         problem = _problem(path)
         if problem is None:
             return str(path)
