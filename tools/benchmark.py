@@ -1,7 +1,7 @@
 """Measure what this package is for: pre-training steps, and clips out of videos.
 
     python tools/benchmark.py step --config CONFIG     time and memory of a step, three ways
-    python tools/benchmark.py encoder --config CONFIG  time and memory of an encoder, two ways
+    python tools/benchmark.py encoder --config CONFIG  time and memory of an encoder, three ways
     python tools/benchmark.py data --config CONFIG     clips per second, two ways
     python tools/benchmark.py propagation              labels of a frame, two ways
     python tools/benchmark.py end-to-end --config CONFIG  from files to weights, and its parts
@@ -57,7 +57,7 @@ CONFIGS = Path(__file__).resolve().parent.parent / 'configs'
 VARIANTS = ('sparse', 'masked_dense', 'mmpretrain_sparse')
 MORE_VARIANTS = ('sparse_torch', 'spconv', 'sparse_compiled', 'masked_dense_compiled')
 PAPER_PAIRS = 100 * 94_000  # epochs, frames of YouTube-VOS that have a partner
-ENCODER_VARIANTS = ('masked', 'full')
+ENCODER_VARIANTS = ('masked', 'all_visible', 'full')
 TOLERANCE = 1e-4  # of losses and features, relative, and of labels, in float32
 FORMS = dict(
     dino=dict(
@@ -110,8 +110,10 @@ mode; the loss is the mean magnitude of its features. Inputs are random clips, o
 the encoder takes frames (VideoMAC); the config's mask generator draws the mask.
 
 masked             backbone(x, mask): only what is visible is computed
-full               backbone(x): the same network on everything; with a mask that hides nothing,
-                   the features of `masked` must agree with it, or nothing is reported
+all_visible        the same with a mask that hides nothing: the same kernels on everything, so that
+                   the share of `masked` in it is what masking alone saves
+full               backbone(x): the same network on everything, in plain operations of torch; the
+                   features of `all_visible` must agree with it, or nothing is reported
 
 Memory as in `step`.
 """
@@ -798,7 +800,9 @@ class EncoderStep(Step):
     """
 
     def forward(self) -> dict[str, Tensor]:
-        outs = self.features(self.mask if self.variant == 'masked' else None)
+        nothing_hidden = torch.zeros_like(self.mask)
+        masks = dict(masked=self.mask, all_visible=nothing_hidden, full=None)
+        outs = self.features(masks[self.variant])
         # The plain mean is a constant behind a norm: nothing would flow back.
         return dict(loss=sum(out.abs().mean() for out in outs))
 
@@ -893,6 +897,7 @@ def benchmark_encoder(args: argparse.Namespace) -> dict:
         **describe_step(args, masked),
         **{f'{variant}_ms': times[variant] for variant in ENCODER_VARIANTS},
         speedup=ratio(times['full'], times['masked']),
+        time_share=ratio(times['masked'], times['all_visible']),
         **{f'{variant}_peak_mb': peaks[variant] for variant in ENCODER_VARIANTS},
         memory_share=ratio(peaks['masked'], peaks['full']),
         largest_difference=difference,
@@ -906,6 +911,8 @@ def print_encoder(report: dict) -> None:
     print(f'{report["visible"]} patches visible ({report["visible_share"]:.1%}), ', end='')
     print(f'{report["device"]}, {report["threads"]} threads')
     print_variants(report, ENCODER_VARIANTS)
+    share = report['time_share']
+    print(f'masked takes {text(share)} of the time of all_visible')
 
 
 # ------------------------------------------------------------------------------- data
