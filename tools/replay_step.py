@@ -74,7 +74,8 @@ def main() -> int:
         print('the weights are not finite')
 
     inputs = step['inputs']
-    samples = [ActionDataSample() for _ in range(len(inputs))]
+    each = next(iter(inputs.values())) if isinstance(inputs, dict) else inputs  # packed crops
+    samples = [ActionDataSample() for _ in each]
     dtype = getattr(torch, step['dtype']) if step['dtype'] else None
     with torch.autocast(args.device, dtype=dtype, enabled=step['amp']):
         data = model.data_preprocessor(dict(inputs=inputs, data_samples=samples), True)

@@ -2,6 +2,8 @@ import copy
 import math
 import os
 import socket
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from tests.test_models import test_videomae
-from videomac_mm.engine import TargetEMAHook
+from videomac_mm.engine import NonFiniteHook, TargetEMAHook
 from videomac_mm.models.masking import RandomPatchMask
 from videomac_mm.registry import MODELS
 
@@ -239,6 +241,31 @@ def test_reconstruction__of_clips_is_a_film_too(tmp_path):
     frames = [film.read() for _ in range(5)]
     assert [good for good, _ in frames] == [True] * 4 + [False]
     assert frames[0][1].shape == (2 * 24, 5 * 24, 3)
+
+
+def test_reconstruction__of_crops_that_are_cut_on_the_device(tmp_path, root):
+    """A batch of them is a dict of lists; a step of it can be saved and replayed, too."""
+    cfg = config(tmp_path)
+    crop = [
+        dict(type='mmaction.RandomResizedCrop', lazy=True),
+        dict(type='mmaction.Resize', scale=(24, 24), keep_ratio=False, lazy=True),
+        dict(type='mmaction.Flip', lazy=True),
+    ]
+    pipeline = cfg.train_dataloader.dataset.pipeline
+    pipeline[2:] = [dict(type='ForEachClip', transforms=crop), dict(type='PackCrops')]
+    cfg.model.data_preprocessor = dict(
+        type='CropPreprocessor', mean=[120.0] * 3, std=[60.0] * 3, interpolation='bilinear'
+    )
+    cfg.default_hooks.non_finite = dict(type='NonFiniteHook', max_in_a_row=1)
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    panels = sorted(path.stem for path in tmp_path.rglob('vis_image/*.png'))
+    assert panels == ['reconstruction_4', 'reconstruction_6']
+    (hook,) = (hook for hook in runner.hooks if isinstance(hook, NonFiniteHook))
+    path = hook._save(runner, next(iter(runner.train_dataloader)))
+    command = [sys.executable, str(root / 'tools' / 'replay_step.py'), str(path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1 and 'inputs are finite' in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize('momentum, end', [(-0.1, 1), (0.9, 0.5), (0.5, 1.1)])

@@ -51,7 +51,7 @@ class ReconstructionHook(Hook):
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         """Keep samples of the first batch; draw when it is time."""
         if self._inputs is None:
-            few = {key: value[: self.num_samples] for key, value in data_batch.items()}
+            few = {key: _first(value, self.num_samples) for key, value in data_batch.items()}
             with torch.no_grad():
                 inputs = unwrap(runner.model).data_preprocessor(few)['inputs']
             self._inputs = inputs[:, :1]  # one clip per video
@@ -96,6 +96,13 @@ class ReconstructionHook(Hook):
                 for t in range(num_frames):
                     columns = [np.concatenate(row[:, t]) for row in rows]
                     film.write(np.concatenate(columns, 1))
+
+
+def _first(values: dict | list, num: int) -> dict | list:
+    """The first samples of a batch, or of each part of one that is packed as crops."""
+    if isinstance(values, dict):
+        return {key: part[:num] for key, part in values.items()}
+    return values[:num]
 
 
 def _to_uint8(pictures: Tensor) -> np.ndarray:
