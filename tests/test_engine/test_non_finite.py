@@ -122,6 +122,7 @@ def test_without_the_hook__one_bad_step_destroys_all(tmp_path):
     """So that the tests above can fail."""
     cfg = config(tmp_path)
     cfg.custom_hooks = cfg.custom_hooks[:1]
+    cfg.default_hooks.checkpoint.type = 'mmengine.CheckpointHook'
     runner = Runner.from_cfg(cfg)
     runner.register_hook(Poison([2]))
     runner.train()
@@ -175,6 +176,27 @@ def test_replay__is_the_step_itself(tmp_path, root):
     for key, value in same.losses.items():
         found = printed.split(f'\n{key}: ')[1].split('\n')[0]
         assert float(found) == pytest.approx(value, rel=1e-6)
+
+
+def test_weights__that_are_not_finite_are_not_saved(tmp_path):
+    """However they became so: the checkpoints of before must stay."""
+
+    class Break(Hook):
+        def after_train_iter(self, runner, *args, **kwargs) -> None:
+            if runner.iter == 3:
+                runner.model.neck.mask_token.data.fill_(torch.nan)
+
+    cfg = config(tmp_path)
+    cfg.custom_hooks = cfg.custom_hooks[:1]
+    cfg.train_cfg = dict(type='videomac_mm.IterBasedTrainLoop', max_iters=8)
+    cfg.default_hooks.checkpoint = dict(
+        type='videomac_mm.CheckpointHook', by_epoch=False, interval=1, max_keep_ckpts=1
+    )
+    runner = Runner.from_cfg(cfg)
+    runner.register_hook(Break())
+    with pytest.raises(FloatingPointError, match='first is neck.mask_token. iter_4.pth is not'):
+        runner.train()
+    assert [path.name for path in tmp_path.glob('*.pth')] == ['iter_3.pth']
 
 
 def test_counts__survive_a_resume(tmp_path):

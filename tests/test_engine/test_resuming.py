@@ -208,6 +208,17 @@ def test_checkpoint__a_resumed_run_removes_what_was_left_over(tmp_path):
     assert left == {'iter_12.pth', Path(cfg.filename).name}
 
 
+def test_checkpoint__a_fresh_run_leaves_interim_ones_of_an_earlier_run(tmp_path):
+    earlier = tmp_path / 'run' / 'interim_99.pth'
+    earlier.parent.mkdir()
+    earlier.write_bytes(b'of a run that was started in the same folder')
+    cfg = small_config('videomac', tmp_path / 'run')
+    cfg.default_hooks.checkpoint.interim_minutes = 1e-9
+    run(cfg)
+    left = [path.name for path in tmp_path.glob('run/interim_*')]
+    assert left == ['interim_99.pth']
+
+
 def test_checkpoint__a_damaged_one_costs_the_steps_since_the_last(tmp_path, alone):
     cfg = small_config('videomac', tmp_path / 'run')
     cfg.default_hooks.checkpoint.max_keep_ckpts = 3

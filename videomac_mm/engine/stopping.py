@@ -61,8 +61,9 @@ class StopSignals:
             return
         self.received = signal.Signals(number).name
         # Workers may get the same signal and die of it. torch would raise an error for that in
-        # the middle of the step; see `after_data_failure` for one that waits for them.
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        # the middle of the step; `CheckpointHook.after_data_failure` meets it while waiting.
+        if hasattr(signal, 'SIGCHLD'):  # not on Windows
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         print_log(
             f'{self.received} received: the run finishes its step, saves and stops. '
             'A second signal ends it at once.',

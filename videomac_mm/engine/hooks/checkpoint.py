@@ -1,6 +1,5 @@
 """Checkpoints from which a run goes on as if it had not stopped."""
 
-import re
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -17,7 +16,9 @@ from mmengine.dist import (
 from mmengine.fileio import LocalBackend
 from mmengine.logging import print_log
 
+from videomac_mm.engine.hooks.non_finite import all_finite
 from videomac_mm.engine.stopping import EXIT_STOPPED, StopSignals
+from videomac_mm.engine.unwrap import unwrap
 from videomac_mm.randomness import get_rng_state, set_rng_state
 from videomac_mm.registry import HOOKS
 from videomac_mm.weights.seal import write_text
@@ -49,6 +50,7 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
 
     Raises:
         ValueError: for ``interim_minutes`` of 0 or less, or an unknown signal.
+        FloatingPointError: while training, if weights are inf or NaN. Nothing is written then.
         OSError: while training, if a checkpoint cannot be written, such as on a full disk. The
             earlier ones are still there.
     """
@@ -68,19 +70,22 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
         self._position: dict | None = None
         self._saved_at = 0.0
         self._resumed: dict | None = None
+        self._interim: list[Path] = []  # of this run
 
     # ---------------------------------------------------------------- begin and end
 
     def before_train(self, runner: Any) -> None:
         """Take up the position of a resumed run, listen to signals, clear half-written files."""
         super().before_train(runner)
-        if self._resumed is not None:
-            self._go_on(runner, **self._resumed)
-            self._resumed = None
         self.is_local = isinstance(self.file_backend, LocalBackend)
         if self.is_local and is_main_process():
             for path in Path(self.out_dir).glob('.*.part'):
                 path.unlink(missing_ok=True)
+        if self._resumed is not None:
+            self._go_on(runner, **self._resumed)
+            self._resumed = None
+            if self.is_local:
+                self._interim = list(Path(self.out_dir).glob('interim_*.pth'))
         self._saved_at = time.monotonic()
         self.signals.install()
 
@@ -156,6 +161,13 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
 
     def _write(self, runner: Any, name: str, meta: dict) -> None:
         """Write one checkpoint, then the pointer, and remove interim ones."""
+        weights = dict(unwrap(runner.model).named_parameters())
+        if not all_finite([weight.detach() for weight in weights.values()]):
+            bad = [key for key, weight in weights.items() if not weight.isfinite().all()]
+            raise FloatingPointError(
+                f'{len(bad)} of {len(weights)} weights are not finite, the first is {bad[0]}. '
+                f'{name} is not written; earlier checkpoints are kept'
+            )
         loop = runner.train_loop
         bad = getattr(runner.train_dataloader.dataset, 'bad_items', [])
         self._position = dict(
@@ -182,9 +194,11 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
             return
         write_text(self.last_ckpt, Path(runner.work_dir) / 'last_checkpoint')
         if self.is_local:
-            for path in Path(self.out_dir).glob('interim_*.pth'):
-                if path.name != name and re.fullmatch(r'interim_\d+\.pth', path.name):
+            written = Path(self.last_ckpt)
+            for path in self._interim:
+                if path != written:
                     path.unlink(missing_ok=True)
+            self._interim = [written] if name.startswith('interim_') else []
 
     def _remove(self, name: str) -> None:
         path = self.file_backend.join_path(self.out_dir, name)
