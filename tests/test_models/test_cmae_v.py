@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mmengine.model import MMDistributedDataParallel
+from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 
 from tests.masks import expand, random_mask
@@ -210,15 +211,15 @@ def test_target__starts_equal_and_is_saved(model):
 def test_target__stays_until_it_is_told_to_follow(model, inputs):
     before = weights_of(model.target)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    hook = TargetEMAHook(momentum=0.9, end_momentum=0.9)
+    wrapper = OptimWrapper(optimizer)
+    runner = SimpleNamespace(model=model, optim_wrapper=wrapper, iter=3, max_iters=9)
+    hook.before_train(runner)
     sum(model.loss(inputs).values()).backward()
     optimizer.step()
     for name, value in weights_of(model.target).items():
         assert torch.equal(value, before[name]), name
 
-    hook = TargetEMAHook(momentum=0.9, end_momentum=0.9)
-    wrapper = SimpleNamespace(should_update=lambda: True, _accumulative_counts=1)
-    runner = SimpleNamespace(model=model, optim_wrapper=wrapper, iter=3, max_iters=9)
-    hook.before_train(runner)
     hook.after_train_iter(runner)
     online = dict(model.named_parameters())
     for name, value in weights_of(model.target).items():
