@@ -13,6 +13,8 @@ from videomac_mm.datasets import Place, PlacedItems, ResumableSampler
 from videomac_mm.datasets.unlabelled_videos import UnlabelledVideoDataset
 from videomac_mm.randomness import get_rng_state, seed_of, seeded, set_rng_state
 
+pytestmark = pytest.mark.reliability
+
 
 def draw(info: dict) -> dict:
     """A pipeline that draws from all random numbers."""

@@ -20,6 +20,8 @@ from tests.reliability.small_runs import small_config
 from tests.test_engine.test_non_finite import Poison
 from videomac_mm.engine.unwrap import unwrap
 
+pytestmark = pytest.mark.reliability
+
 METHODS = ['videomac', 'videomae', 'motionmae', 'cmae_v']
 
 

@@ -16,6 +16,8 @@ from videomac_mm.engine import NonFiniteHook, TargetEMAHook
 from videomac_mm.engine.hooks.non_finite import all_finite
 from videomac_mm.engine.unwrap import unwrap
 
+pytestmark = pytest.mark.reliability
+
 
 class Poison(Hook):
     """Puts NaN into the pixels of some iterations, or a loss of inf beside the others."""

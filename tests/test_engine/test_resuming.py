@@ -20,6 +20,8 @@ from videomac_mm.engine.stopping import EXIT_STOPPED, StopSignals
 from videomac_mm.weights.newest import newest_checkpoint
 from videomac_mm.weights.seal import check_whole
 
+pytestmark = pytest.mark.reliability
+
 
 class Interrupted(Exception):
     pass

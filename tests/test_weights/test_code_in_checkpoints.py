@@ -20,6 +20,8 @@ from videomac_mm.apis import LabelPropagationInferencer, get_model
 from videomac_mm.registry import MODELS
 from videomac_mm.weights import UnsafeCheckpointError
 
+pytestmark = pytest.mark.reliability
+
 TOY = Path(__file__).parents[1] / 'toy'
 
 

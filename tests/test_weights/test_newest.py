@@ -11,6 +11,8 @@ import videomac_mm  # noqa: F401  repairs mmengine
 from videomac_mm.weights.newest import newest_checkpoint
 from videomac_mm.weights.seal import save_sealed, write_text
 
+pytestmark = pytest.mark.reliability
+
 
 @pytest.fixture
 def log(caplog):

@@ -18,6 +18,8 @@ from videomac_mm.weights.seal import (
     write_text,
 )
 
+pytestmark = pytest.mark.reliability
+
 
 @pytest.fixture(scope='module')
 def sealed(tmp_path_factory):
