@@ -140,15 +140,20 @@ def test_resumed_run__keeps_the_samples_of_the_panels(tmp_path):
     assert torch.equal(hook._inputs, saved)
 
 
-def test_resumed_run__of_another_batch_size_says_so(tmp_path, capsys):
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (dict(batch_size=4), 'items of a step of all processes is 4 and was 2 before'),
+        (dict(dataset=dict(num_videos=9)), 'items of the data set is 9 and was 7 before'),
+    ],
+)
+def test_resumed_run__that_cannot_be_the_same_says_so(tmp_path, capsys, change, message):
     work_dir = tmp_path / 'run'
     run(small_config('videomac', work_dir), interrupt=7)
     cfg = small_config('videomac', work_dir, resume=True)
-    cfg.train_dataloader.batch_size = 4
-    run(cfg)
-    assert 'A step now takes 4 items of all processes, and took 2 before' in ''.join(
-        capsys.readouterr()
-    )
+    cfg.merge_from_dict(dict(train_dataloader=change))
+    assert run(cfg).iter == 12
+    assert message in ''.join(capsys.readouterr())
 
 
 def test_resumed_run__takes_checkpoints_of_mmengines_hook(tmp_path, alone):

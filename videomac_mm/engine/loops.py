@@ -56,7 +56,8 @@ class _Placed:
         """
         if self.sampler is None:
             return None
-        return dict(seed=self.seed, epoch=self.epoch_of_items, items=self.items, batch=self.batch)
+        place = dict(seed=self.seed, epoch=self.epoch_of_items, items=self.items)
+        return dict(place, batch=self.batch, size=len(self.dataloader.dataset))
 
     def load_state_dict(self, state: dict[str, int] | None) -> None:
         """Take over the position of a checkpoint.
@@ -76,14 +77,17 @@ class _Placed:
                 self.epoch_of_items, self.items = self._epoch, max(done, 0) * self.batch
             return
         self.epoch_of_items, self.items = state['epoch'], state['items']
-        if state['batch'] != self.batch:
-            print_log(
-                f'A step now takes {self.batch} items of all processes, and took {state["batch"]} '
-                'before. The order of items goes on, but steps are others than in an '
-                'uninterrupted run.',
-                logger='current',
-                level=logging.WARNING,
-            )
+        for key, now, what in (
+            ('batch', self.batch, 'items of a step of all processes'),
+            ('size', len(self.dataloader.dataset), 'items of the data set'),
+        ):
+            if state[key] != now:
+                print_log(
+                    f'The number of {what} is {now} and was {state[key]} before. The run goes on '
+                    'at its place, but its steps are others than in an uninterrupted run.',
+                    logger='current',
+                    level=logging.WARNING,
+                )
 
     def _start(self) -> None:
         if self._iter and not self._is_placed:  # resumed without a hook that knows the position
