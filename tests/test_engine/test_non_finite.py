@@ -245,35 +245,33 @@ class Overflow(Hook):
             self.handle.remove()
 
 
-@pytest.mark.parametrize('fused', [False, True])
-def test_scaler__its_skipped_steps_are_its_own_and_leave_the_target(tmp_path, fused):
+def train_scaled(tmp_path, fused: bool, fault: Hook) -> tuple[Runner, list[dict]]:
+    """The runner, and its states after each iteration."""
     cfg = config(tmp_path)
     cfg.custom_hooks = cfg.custom_hooks[:1]
     cfg.default_hooks.non_finite = dict(type='NonFiniteHook')
-    runner = Runner.from_cfg(cfg)
+    runner, snapshots = Runner.from_cfg(cfg), Snapshots()
     params = runner.model.parameters()
     runner.optim_wrapper = Scaled(optimizer=torch.optim.AdamW(params, lr=0.01, fused=fused))
-    runner.register_hook(Overflow([3]))
-    snapshots = Snapshots()
-    runner.register_hook(snapshots)
+    for hook in (fault, snapshots):
+        runner.register_hook(hook)
     runner.train()
-    states = [state['model'] for state in snapshots.states]
-    assert differences(states[3], states[2]) == []
-    assert len(differences(states[4], states[3])) > 10
+    return runner, snapshots.states
+
+
+@pytest.mark.parametrize('fused', [False, True])
+def test_scaler__its_skipped_steps_are_its_own_and_leave_the_target(tmp_path, fused):
+    runner, states = train_scaled(tmp_path, fused, Overflow([3]))
+    models = [state['model'] for state in states]
+    assert differences(models[3], models[2]) == []
+    assert len(differences(models[4], models[3])) > 10
     assert counts(runner)[-1] == 0
     assert runner.optim_wrapper.loss_scaler.get_scale() == 2.0
 
 
 @pytest.mark.parametrize('fused', [False, True])
 def test_scaler__a_loss_that_is_not_finite_counts(tmp_path, fused):
-    cfg = config(tmp_path)
-    cfg.custom_hooks = cfg.custom_hooks[:1]
-    cfg.default_hooks.non_finite = dict(type='NonFiniteHook')
-    runner = Runner.from_cfg(cfg)
-    params = runner.model.parameters()
-    runner.optim_wrapper = Scaled(optimizer=torch.optim.AdamW(params, lr=0.01, fused=fused))
-    runner.register_hook(Poison([3]))
-    runner.train()
+    runner, _ = train_scaled(tmp_path, fused, Poison([3]))
     assert counts(runner)[-1] == 1
     assert all_finite([p.detach() for p in runner.model.parameters()])
 
