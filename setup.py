@@ -48,6 +48,9 @@ def version() -> str:
     return scope['__version__']
 
 
+# decord has wheels for x86 alone, and mmaction2 asks for it, without ever importing it by itself.
+# Elsewhere: pip install --no-deps mmaction2.
+has_decord = "platform_machine in 'x86_64 AMD64'"
 # The compiled mmcv and mmcv-lite are two distributions of one package and overwrite each
 # other, so neither is forced on anybody: this extra is for those who have none.
 lite = ['mmcv-lite>=2.0.1,<2.2']
@@ -56,8 +59,7 @@ segmentation = ['mmsegmentation>=1.2,<2', 'ftfy', 'regex']  # it imports both, b
 # Its faults are known of this version (sparse/ops/spconv.py). Wheels exist for this platform alone;
 # on GPUs spconv-cu126 takes the place of spconv: they are two distributions of one package.
 spconv = ["spconv==2.3.8; sys_platform == 'linux' and platform_machine == 'x86_64'"]
-av = ['av>=17']  # PyAV, the faster reader of video files; 16 takes all colours for BT.601
-optional = [*av, *weights, *segmentation, *spconv, *lite]
+optional = [*weights, *segmentation, *spconv, *lite]
 tests = ['pytest>=7', 'pytest-xdist', 'ruff', 'timm>=1', *optional]
 
 setup(
@@ -85,10 +87,13 @@ setup(
         'opencv-python',
         'pillow',
         'scipy',
-        'decord',
+        'av>=17',  # reads and writes videos; 16 takes all colours for BT.601
+        f'decord; {has_decord}',
         'mmengine>=0.10.4,<1',
         'mmpretrain>=1.2,<2',
-        'mmaction2>=1.2,<2',
+        f'mmaction2>=1.2,<2; {has_decord}',
+        'einops',  # what mmaction2 wants beside decord
+        'matplotlib',
         'openmim>=0.3.9',
         # mim imports pkg_resources, gone in 81; openmim's own dependencies would drag
         # setuptools down to 60, on which mim crashes under Python 3.12.
@@ -96,7 +101,6 @@ setup(
     ],
     extras_require={
         'lite': lite,
-        'av': av,
         'weights': weights,
         'segmentation': segmentation,
         'spconv': spconv,

@@ -966,13 +966,18 @@ def interval_in_frames(sampler: dict) -> int:
 
 def usable_items(cfg: Config, num_videos: int) -> tuple[list[int], list[str]]:
     """Numbers of the items to run, each of which was read once; and the unusable videos."""
-    dataset = DATASETS.build(cfg.train_dataloader.dataset)
+    dataset = DATASETS.build(one_item_a_video(cfg.train_dataloader.dataset))
     count = min(num_videos, len(dataset))
     items = [i * len(dataset) // count for i in range(count)]
     good = [i for i in items if dataset.prepare_data(i) is not None]
     if not good:
         raise RuntimeError(f'none of {count} videos can be read: {dataset.bad_videos}')
     return good, getattr(dataset, 'bad_videos', [])
+
+
+def one_item_a_video(dataset: dict, **changes) -> dict:
+    """The config of a data set that does not spread the pairs of a video."""
+    return {**dataset, **({'spread_pairs': False} if 'spread_pairs' in dataset else {}), **changes}
 
 
 def build_loader(cfg: Config, dataset: BaseDataset, workers: int, batch_size: int) -> Iterator:
@@ -1006,14 +1011,11 @@ def measure_data(args: argparse.Namespace, with_mmaction: bool) -> dict:
     set_multi_processing(**cfg.get('env_cfg', {}).get('mp_cfg', {}))
     dataset_cfg = cfg.train_dataloader.dataset
     items, unusable = usable_items(cfg, args.num_videos)
-    pipelines = dict(ours=dataset_cfg.pipeline)
+    configs = dict(ours=dataset_cfg)
     if with_mmaction:
-        pipelines['mmaction'] = mmaction_pipeline(dataset_cfg.pipeline)
-    datasets = {
-        name: DATASETS.build(dict(dataset_cfg, pipeline=pipeline))
-        for name, pipeline in pipelines.items()
-        if pipeline is not None
-    }
+        plain = mmaction_pipeline(dataset_cfg.pipeline)
+        configs['mmaction'] = one_item_a_video(dataset_cfg, pipeline=plain)
+    datasets = {name: DATASETS.build(config) for name, config in configs.items()}
     for dataset in datasets.values():
         dataset.get_subset_(items)
 

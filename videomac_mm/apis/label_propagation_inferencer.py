@@ -15,7 +15,7 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import autocast, load_checkpoint
 from PIL import Image
 
-from videomac_mm.datasets import LoadFrame, OpenVideo
+from videomac_mm.datasets import LoadFrame, open_video
 from videomac_mm.datasets.label_propagation import read_ids
 from videomac_mm.datasets.unlabelled_videos import IMAGE_EXTENSIONS, by_numbers
 from videomac_mm.models import KeypointCodec, LabelPropagator
@@ -189,13 +189,8 @@ class LabelPropagationInferencer:
             return (self._load(dict(img_path=file)) for file in files), 24.0
         if not path.is_file():
             raise FileNotFoundError(f'no video file or folder of frames: {path}')
-        try:
-            opened = OpenVideo(num_threads=0)(dict(filename=str(path)))
-        except RuntimeError as err:
-            raise ValueError(f'cannot open {path} as a video') from err
-        fps = opened['avg_fps']
-        fps = fps if np.isfinite(fps) and fps > 0 else 24.0
-        return self._from_arrays(_decode(opened['video_reader'], path)), fps
+        reader = open_video(path, num_threads=0)
+        return self._from_arrays(reader), reader.fps if reader.fps > 0 else 24.0
 
     def _from_arrays(self, frames: Iterable[np.ndarray]) -> Iterator[dict]:
         for number, frame in enumerate(frames):
@@ -209,14 +204,6 @@ class LabelPropagationInferencer:
                 img = img.astype(np.float32)
             size = img.shape[:2]
             yield dict(img=img, img_shape=size, ori_shape=size, img_path=f'{number:05d}')
-
-
-def _decode(reader, path: Path) -> Iterator[np.ndarray]:
-    for number in range(len(reader)):
-        try:
-            yield reader[number].asnumpy()
-        except Exception as err:  # decord's own are of many types
-            raise ValueError(f'cannot decode frame {number} of {path}') from err
 
 
 def _to_rgb(img: np.ndarray) -> np.ndarray:

@@ -1,3 +1,10 @@
+from videomac_mm.datasets.cropping import ForEachClip, FuseCrops, PackCrops
+from videomac_mm.datasets.decoding import (
+    DecodeFrames,
+    FrameFolderDecode,
+    OpenResidentVideo,
+    OpenVideo,
+)
 from videomac_mm.datasets.label_propagation import (
     DAVISDataset,
     JHMDBDataset,
@@ -11,22 +18,13 @@ from videomac_mm.datasets.label_propagation_transforms import (
     ResizeShortSide,
 )
 from videomac_mm.datasets.places import Place, PlacedItems, ResumableSampler
+from videomac_mm.datasets.readers import UnusableVideoError, open_video
+from videomac_mm.datasets.repeated_videos import RepeatAugDataset
+from videomac_mm.datasets.sampling import SampleClips, SampleFramePair
 from videomac_mm.datasets.synthetic import (
     RenderFrames,
     SyntheticVideo,
     SyntheticVideoDataset,
-)
-from videomac_mm.datasets.transforms import (
-    DecodeFrames,
-    ForEachClip,
-    FrameFolderDecode,
-    FuseCrops,
-    OpenResidentVideo,
-    OpenVideo,
-    PackCrops,
-    SampleClips,
-    SampleFramePair,
-    UnusableVideoError,
 )
 from videomac_mm.datasets.unlabelled_videos import UnlabelledVideoDataset
 
@@ -45,6 +43,7 @@ __all__ = [
     'Place',
     'PlacedItems',
     'RenderFrames',
+    'RepeatAugDataset',
     'ResizeShortSide',
     'ResumableSampler',
     'SampleClips',
@@ -56,4 +55,5 @@ __all__ = [
     'UnusableVideoError',
     'VIPDataset',
     'VideoSampler',
+    'open_video',
 ]

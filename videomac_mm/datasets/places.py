@@ -1,6 +1,7 @@
 """Items that are a function of their place in a run, and the sampler that orders the places."""
 
-from collections.abc import Iterator, Sized
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence, Sized
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,13 @@ class Place(int):
     def __sub__(self, other: int) -> 'Place':
         return Place(int(self) - other, self.seed, self.epoch, self.origin)
 
+    def of_video(self, items_per_video: int) -> 'Place':
+        """The place of the video that gives this item and others, where items are numbered video
+        by video."""
+        return Place(
+            int(self) // items_per_video, self.seed, self.epoch, self.origin // items_per_video
+        )
+
     def seed_of_try(self, attempt: int) -> int:
         """The seed of the item's first draw (0), or of one that takes its place."""
         return seed_of('item', self.seed, self.epoch, self.origin, attempt)
@@ -57,25 +65,86 @@ class PlacedItems:
     its pipeline runs, and puts them back afterwards. So the item depends neither on the worker
     that makes it nor on what was drawn before. An item that cannot be had is replaced by
     another one, which depends on the place alone, too. Plain indices work as in ``BaseDataset``.
+
+    A data set may get several items out of a video that it reads once: ``items_per_video``, in
+    which case it has :meth:`read_video`, and items are numbered video by video. All items of a
+    video belong to one draw, and those that follow are kept until they are asked for.
     """
+
+    items_per_video = 1
 
     def __getitem__(self, idx: int) -> Any:
         if self.test_mode or not isinstance(idx, Place):
             return super().__getitem__(idx)
         if not self._fully_initialized:
             self.full_init()
-        index = int(idx)
+        if self.items_per_video == 1:
+            return self._draw(idx, len(self), self.prepare_data)
+        place = idx.of_video(self.items_per_video)
+        key, part = (place.seed, place.epoch, place.origin), int(idx) % self.items_per_video
+        kept = self.__dict__.setdefault('_kept', KeptItems())
+        item = kept.take(key, part)
+        if item is None:
+            num_videos = len(self) // self.items_per_video
+            items = self._draw(place, num_videos, self.read_video)
+            item = items[part]
+            kept.keep(key, part, items)
+        return item
+
+    def _draw(self, place: Place, size: int, prepare: Callable[[int], Any]) -> Any:
+        index = int(place)
         for attempt in range(self.max_refetch + 1):
-            with seeded(idx.seed_of_try(attempt)):
+            with seeded(place.seed_of_try(attempt)):
                 if attempt:
-                    index = int(np.random.randint(len(self)))
-                item = self.prepare_data(index)
+                    index = int(np.random.randint(size))
+                item = prepare(index)
             if item is not None:
                 return item
         raise RuntimeError(
-            f'no usable item for index {int(idx)} in epoch {idx.epoch}, nor in max_refetch='
+            f'no usable item for index {int(place)} in epoch {place.epoch}, nor in max_refetch='
             f'{self.max_refetch} others that were tried in its place'
         )
+
+    def read_video(self, index: int) -> Sequence | None:
+        """All ``items_per_video`` items of a video, or None if it is unusable."""
+        raise NotImplementedError
+
+
+class KeptItems:
+    """Items that came out of a video together with one that was wanted, for later.
+
+    Copies, pickled ones too, begin empty: each process keeps its own. Of more than ``max_videos``
+    videos, those that were asked for longest ago go first.
+    """
+
+    def __init__(self, max_videos: int = 256) -> None:
+        self.max_videos = max_videos
+        self.videos: OrderedDict[tuple, dict[int, Any]] = OrderedDict()
+
+    def __reduce__(self) -> tuple:
+        return KeptItems, (self.max_videos,)
+
+    def keep(self, key: tuple, part: int, items: Sequence) -> None:
+        """Keep the items after ``part``: the sampler asks for those of a video in order."""
+        self.videos[key] = dict(list(enumerate(items))[part + 1 :])
+        self._forget(key)
+
+    def take(self, key: tuple, part: int) -> Any:
+        """The item, if it is here; earlier ones of its video will not be asked for."""
+        items = self.videos.get(key, {})
+        item = items.pop(part, None)
+        if item is not None:
+            for earlier in [other for other in items if other < part]:
+                del items[earlier]
+            self._forget(key)
+        return item
+
+    def _forget(self, key: tuple) -> None:
+        self.videos.move_to_end(key)
+        if not self.videos[key]:
+            del self.videos[key]
+        while len(self.videos) > self.max_videos:
+            self.videos.popitem(last=False)
 
 
 @DATA_SAMPLERS.register_module()
@@ -94,6 +163,12 @@ class ResumableSampler(Sampler):
     loader they are left out. Otherwise the processes share them, and the first items of the epoch
     fill up what is missing for equal shares.
 
+    Where one reading of a video gives several items (``items_per_video`` of the data set), they
+    go into different batches: as many videos as fill four batches take turns, and about as many
+    begin in each batch as end. So a batch holds items of different videos, and a worker of the
+    data loader reads a video once, if four batches divide among the workers. Turns go on from
+    epoch to epoch; a video whose turns reach into the next epoch draws what its own epoch says.
+
     Items must depend on their place alone, as those of `PlacedItems` do; others come in the same
     order, but with random draws of their own.
 
@@ -111,6 +186,7 @@ class ResumableSampler(Sampler):
         if len(dataset) == 0:
             raise ValueError('ResumableSampler needs a data set with at least one item, got none')
         self.dataset = dataset
+        self.items_per_video = getattr(dataset, 'items_per_video', 1)
         self.shuffle = shuffle
         self.seed = seed or 0
         self.rank, self.world_size = get_dist_info()
@@ -172,21 +248,36 @@ class ResumableSampler(Sampler):
                 passed, position = divmod(position, size)
                 # What fills up the last shares of an epoch belongs to it.
                 now = epoch + passed if self.endless else epoch
-                yield Place(int(self._order(now)[position]), self.seed, now)
+                yield self._place(now, position)
             first += share * self.world_size
             if self.endless:
                 passed, first = divmod(first, size)
                 epoch += passed
 
+    def _place(self, epoch: int, position: int) -> Place:
+        """What comes at a position of an epoch."""
+        parts = self.items_per_video
+        if parts == 1 or not self.shuffle:
+            video, part = divmod(position, parts)
+            return Place(int(self._order(epoch)[video]) * parts + part, self.seed, epoch)
+        # The run is one sequence of turns. In each, `num_slots` videos give an item; a slot whose
+        # video has given its last one takes the next video, not all slots in the same turn.
+        num_videos = len(self.dataset) // parts
+        num_slots = min(num_videos, 4 * (self.batch_size or 16) * self.world_size)
+        turn, slot = divmod(epoch * len(self.dataset) + position, num_slots)
+        passed, part = divmod(turn + slot % parts, parts)
+        epoch, number = divmod(passed * num_slots + slot, num_videos)
+        return Place(int(self._order(epoch)[number]) * parts + part, self.seed, epoch)
+
     def _order(self, epoch: int) -> Tensor:
-        """Indices in the order of an epoch, (N,) int64."""
+        """Videos (items, where each gives one) in the order of an epoch, (N,) int64."""
         key = self.seed, epoch
         if key not in self._orders:
-            size = len(self.dataset)
+            size = len(self.dataset) // self.items_per_video
             generator = torch.Generator().manual_seed(seed_of('order', *key))
             order = (
                 torch.randperm(size, generator=generator) if self.shuffle else torch.arange(size)
             )
-            # A batch may reach into the next epoch: two are kept.
-            self._orders = dict([*self._orders.items()][-1:]) | {key: order}
+            # A batch may reach into the next epoch, and beyond it where videos take turns.
+            self._orders = dict([*self._orders.items()][-2:]) | {key: order}
         return self._orders[key]

@@ -47,7 +47,7 @@ class ResidentFrames:
             if opened is None:  # unusable, as it will be in training
                 continue
             reader, total = opened['video_reader'], opened['total_frames']
-            height, width = decode(dict(video_reader=reader, frame_inds=[0]))['img_shape']
+            height, width = reader.size
             num_bytes += total * height * width * 3
             if num_bytes > self.max_bytes:
                 raise ValueError(

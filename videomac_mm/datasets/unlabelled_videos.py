@@ -1,18 +1,24 @@
 """Unlabelled videos: files, or folders of pictures."""
 
+import copy
 import logging
 import posixpath
+import random
 import re
-import traceback
+import time
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from mmengine import fileio
 from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
 
+from videomac_mm.datasets.fault_log import Fault, FaultLog
 from videomac_mm.datasets.places import PlacedItems
-from videomac_mm.datasets.transforms import SampleFramePair, UnusableVideoError
+from videomac_mm.datasets.readers import fault_of
+from videomac_mm.datasets.sampling import SampleFramePair
 from videomac_mm.registry import DATASETS
 
 VIDEO_EXTENSIONS = (
@@ -35,25 +41,25 @@ class UnlabelledVideoDataset(PlacedItems, BaseDataset):
 
     and ends in ``inputs`` (V, 3, T, H, W) uint8, V clips of T frames of one video.
 
-    **Unusable videos.** Where a video cannot be read, a random other one takes
-    its place. It is named in the log with the reason, once, and the run ends when
-    there are too many. It is tried again when it is drawn again: a draw must not
-    depend on earlier ones (:class:`PlacedItems`). Unusable means
-    :class:`UnusableVideoError` (too few frames …), ``OSError`` (missing,
-    no permission …) and what the decoder raises about a file: ``av.FFmpegError``
-    of PyAV; of decord ``DECORDError``, and ``RuntimeError`` or ``AssertionError``
-    from its own code. Everything else is a mistake in the program and ends the
-    run as it is. Counts are shared with
-    the workers of a data loader, forked or spawned; under distributed training
-    each process counts for itself. In ``test_mode`` the error is raised.
+    **What cannot be read.** A video whose data are at fault is unusable: a random other one takes
+    its place. The log names it with the reason, once, and the run ends when there are too many.
+    It is tried again when it is drawn again: a draw must not depend on earlier ones
+    (:class:`PlacedItems`). Data are at fault in :class:`UnusableVideoError` (too few frames,
+    damage, a decoder that hangs or crashes) and where the system says so (missing, no
+    permission). A fault of the moment, such as too many open files or a connection that was
+    reset, is tried again after 0.1, 0.5 and 2.5 seconds. If that does not help, another video
+    takes the place this once; the video stays usable, and such readings are counted apart. The
+    run ends when ``MAX_MISSED_IN_A_ROW`` readings in a row are given up. Everything else is a
+    mistake in the program and ends the run as it is.
+    Counts are shared with the workers of a data loader, forked or spawned;
+    :class:`~videomac_mm.engine.DataFaultsHook` shares them among the processes of distributed
+    training, and reports. In ``test_mode`` the error is raised.
 
-    What becomes of difficult files (decord 0.6, PyAV 18): frames with a rotation flag come
-    upright; unordered timestamps are put in order; a variable frame rate keeps
-    its timestamps (see :class:`SampleFramePair`); a file of length zero, of
-    other content, or whose index is lost (an MP4 file cut short) does not open;
-    other files cut short lose their end, or fail there; a stream that is damaged
-    further on opens and fails at once where a damaged frame is asked for, so that
-    a draw from its sound part still passes.
+    Difficult files: frames with a rotation flag come upright. Unordered timestamps are put in
+    order, and a variable frame rate keeps its timestamps (see :class:`SampleFramePair`). A file
+    of length zero, of other content, or whose index is lost (an MP4 file cut short) does not
+    open. Other files cut short lose their end, or fail there. A stream that is damaged further on
+    fails where a damaged frame is asked for, so that a draw from its sound part still passes.
 
     Args:
         data_root: folder of the data. Required.
@@ -71,13 +77,17 @@ class UnlabelledVideoDataset(PlacedItems, BaseDataset):
             that has a partner at the (least) interval of the pipeline's
             SampleFramePair, which is VideoMAC's protocol for YouTube-VOS.
             Defaults to ``'video'``.
+        spread_pairs: make each of the pairs that the pipeline's SampleFramePair draws from a
+            video an item of its own; the sampler puts them into different batches
+            (:class:`ResumableSampler`). A video is still read once for all of its pairs, but a
+            batch holds pairs of more videos. Defaults to False: all pairs are one item.
         fps: frames per second of the folders, wanted by
             ``SampleFramePair(unit='seconds')``. Defaults to None.
         pipeline: transforms. Defaults to none.
         backend_args: of the mmengine file backend, for listing; OpenVideo and
             FrameFolderDecode take their own. Defaults to None (by the path).
-        max_bad_share: share of items in [0, 1] that may turn out unusable; the
-            run stops when more are, or all. Defaults to 0.1.
+        max_bad_share: share of items in [0, 1] that may turn out unusable, in all processes
+            together; the run stops when more are, or all. Defaults to 0.1.
         test_mode: raise for an unusable video instead of replacing it.
             Defaults to False.
         **kwargs: of ``BaseDataset``: ``lazy_init``, ``serialize_data``,
@@ -87,8 +97,13 @@ class UnlabelledVideoDataset(PlacedItems, BaseDataset):
         ValueError: if an argument is not one of its allowed values, or nothing
             is found; names the folder and the extensions searched.
         FileNotFoundError: if ``data_root`` or ``ann_file`` does not exist.
-        RuntimeError: while iterating, if too many videos are unusable.
+        RuntimeError: while iterating, if too many videos are unusable, or too many readings in a
+            row are given up.
     """
+
+    RETRY_WAITS = 0.1, 0.5, 2.5  # seconds
+    MAX_MISSED_IN_A_ROW = 50
+    MAX_LISTED = 1_000_000  # names of pictures that are kept, of the folders listed last
 
     def __init__(
         self,
@@ -97,6 +112,7 @@ class UnlabelledVideoDataset(PlacedItems, BaseDataset):
         data_prefix: str = '',
         source: str = 'videos',
         index_by: str = 'video',
+        spread_pairs: bool = False,
         fps: float | None = None,
         pipeline: Sequence[dict | Callable] = (),
         backend_args: dict | None = None,
@@ -124,7 +140,10 @@ class UnlabelledVideoDataset(PlacedItems, BaseDataset):
         self.fps = fps
         self.max_bad_share = max_bad_share
         self.backend_args = backend_args
-        self._bad = torch.zeros(0, dtype=torch.bool)
+        self._listings: OrderedDict[str, list[str]] = OrderedDict()
+        self._num_listed = 0
+        self._missed_in_a_row = 0
+        self.faults = FaultLog(0)
         super().__init__(
             ann_file=ann_file,
             data_root=data_root,
@@ -133,6 +152,8 @@ class UnlabelledVideoDataset(PlacedItems, BaseDataset):
             test_mode=test_mode,
             **kwargs,
         )
+        if spread_pairs:
+            self.items_per_video = self._pair_sampler('spread_pairs').pairs_per_video
 
     # ------------------------------------------------------------ what there is
 
@@ -192,6 +213,17 @@ class UnlabelledVideoDataset(PlacedItems, BaseDataset):
         return paths
 
     def _list_frames(self, folder: str) -> list[str]:
+        """Paths of a folder's pictures, listed once as long as there is room to keep them."""
+        if folder in self._listings:
+            self._listings.move_to_end(folder)
+            return self._listings[folder]
+        files = self._listings[folder] = self._listed_now(folder)
+        self._num_listed += len(files)
+        while self._num_listed > self.MAX_LISTED and len(self._listings) > 1:
+            self._num_listed -= len(self._listings.popitem(last=False)[1])
+        return files
+
+    def _listed_now(self, folder: str) -> list[str]:
         names = fileio.list_dir_or_file(folder, list_dir=False, backend_args=self.backend_args)
         return [
             self._join(folder, name)
@@ -202,13 +234,20 @@ class UnlabelledVideoDataset(PlacedItems, BaseDataset):
     def _join(self, folder: str, name: str) -> str:
         return fileio.join_path(folder, name, backend_args=self.backend_args)
 
-    def _least_interval(self) -> int:
+    def _pair_sampler(self, needed_by: str) -> SampleFramePair:
         steps = self.pipeline.transforms
-        sampler = next((s for s in steps if isinstance(s, SampleFramePair)), None)
-        if sampler is None or sampler.unit != 'frames':
+        sampler = next((step for step in steps if isinstance(step, SampleFramePair)), None)
+        if sampler is None:
+            kinds = [type(step).__name__ for step in steps]
+            raise ValueError(f'{needed_by} needs a SampleFramePair in the pipeline, got {kinds}')
+        return sampler
+
+    def _least_interval(self) -> int:
+        sampler = self._pair_sampler("index_by='frame'")
+        if sampler.unit != 'frames':
             raise ValueError(
                 "index_by='frame' needs a SampleFramePair with unit='frames' in the "
-                f'pipeline, got {sampler and sampler.unit}'
+                f'pipeline, got {sampler.unit!r}'
             )
         return sampler.low
 
@@ -217,15 +256,15 @@ class UnlabelledVideoDataset(PlacedItems, BaseDataset):
     def full_init(self) -> None:
         if not self._fully_initialized:
             super().full_init()
-            self._forget_bad()
+            self._forget_faults()
 
     def get_subset_(self, indices: Sequence[int] | int) -> None:
         super().get_subset_(indices)
-        self._forget_bad()
+        self._forget_faults()
 
     def get_subset(self, indices: Sequence[int] | int) -> 'UnlabelledVideoDataset':
         subset = super().get_subset(indices)
-        subset._forget_bad()
+        subset._forget_faults()
         return subset
 
     def _copy_without_annotation(self, memo: dict | None = None) -> 'UnlabelledVideoDataset':
@@ -233,69 +272,150 @@ class UnlabelledVideoDataset(PlacedItems, BaseDataset):
         # data sets are gone, it hands out their remains for whatever has their id.
         return super()._copy_without_annotation({} if memo is None else memo)
 
-    def _forget_bad(self) -> None:
-        # One flag per item, in memory that all workers share.
-        self._bad = torch.zeros(len(self), dtype=torch.bool).share_memory_()
+    def __len__(self) -> int:
+        return self.num_videos * self.items_per_video
+
+    @property
+    def num_videos(self) -> int:
+        """Number of videos, or of starts with ``index_by='frame'``; each gives
+        ``items_per_video`` items."""
+        return super().__len__()
+
+    def _forget_faults(self) -> None:
+        self.faults = FaultLog(self.num_videos)
 
     @property
     def num_bad(self) -> int:
         """Number of items found unusable so far, by all workers together."""
-        return int(self._bad.sum())
+        return int(self.faults.bad.sum())
+
+    @property
+    def num_missed(self) -> int:
+        """Readings given up so far for a fault of the moment, by all workers together."""
+        return int(self.faults.missed)
 
     @property
     def bad_videos(self) -> list[str]:
         """Paths of the unusable videos or frame folders found so far."""
-        infos = (self.get_data_info(int(i)) for i in self._bad.nonzero())
+        infos = (self.get_data_info(i) for i in self.bad_items)
         # by a dict, for the items of one folder share a path
         return list(dict.fromkeys(_path_of(info) for info in infos))
 
     @property
     def bad_items(self) -> list[int]:
         """Indices of the items found unusable so far, ascending."""
-        return self._bad.nonzero().flatten().tolist()
+        return self.faults.bad.nonzero().flatten().tolist()
 
     def remember_bad(self, items: Sequence[int]) -> None:
-        """Count items as unusable that an earlier part of the run found so.
+        """Count items as unusable that an earlier part of the run, or another process, found so.
 
         Indices that this data set does not have are left out.
         """
-        known = [item for item in items if item < len(self)]
-        self._bad[torch.tensor(known, dtype=torch.long)] = True
+        known = [item for item in items if item < self.num_videos]
+        self.faults.bad[torch.tensor(known, dtype=torch.long)] = True
 
-    def prepare_data(self, idx: int) -> dict | None:
-        """The item, or None if its video is unusable (another one is drawn then)."""
-        info = self.get_data_info(idx)
-        info.update(modality='RGB', start_index=0)
-        if self.fps is not None:
-            info['fps'] = self.fps
-        try:
-            if self.source == 'frames':
-                info['frame_files'] = self._list_frames(info['frame_dir'])
-                info['total_frames'] = len(info['frame_files'])
-            return self.pipeline(info)
-        except Exception as err:
-            if self.test_mode or not _is_about_data(err):
-                raise
-            self._note_bad(idx, _path_of(info), err)
-            return None
-
-    def _note_bad(self, idx: int, path: str, err: Exception) -> None:
-        if self._bad[idx]:
-            return
-        self._bad[idx] = True
-        count, total = self.num_bad, len(self)
-        reason = ' '.join(f'{type(err).__name__}: {err}'.split())
-        print_log(
-            f'Skipping unusable video {path} ({count} of {total} so far): {reason}',
-            logger='current',
-            level=logging.WARNING,
-        )
+    def check_share(self) -> None:
+        """Raise RuntimeError if more items are unusable than ``max_bad_share`` allows."""
+        count, total = self.num_bad, self.num_videos
         if count > self.max_bad_share * total or count == total:
             raise RuntimeError(
                 f'{count} of {total} items ({count / total:.1%}) are unusable, more '
                 f'than max_bad_share={self.max_bad_share:.1%} allows; the first: '
-                f'{", ".join(self.bad_videos[:5])}; the last failed with {reason}'
+                f'{", ".join(self.bad_videos[:5])}'
+            )
+
+    def prepare_data(self, idx: int) -> dict | None:
+        """The item, or None if its video is unusable (another one is drawn then)."""
+        if self.items_per_video == 1:
+            return self._read(idx)
+        video, part = divmod(idx, self.items_per_video)
+        items = self.read_video(video)
+        return items and items[part]
+
+    def read_video(self, index: int) -> list[dict] | None:
+        """The ``items_per_video`` items of a video, or None if it is unusable."""
+        sample = self._read(index)
+        return sample and divide_clips(sample, self.items_per_video)
+
+    def _read(self, idx: int) -> dict | None:
+        """What the pipeline makes of a video, or None if that cannot be had."""
+        state = random.getstate(), np.random.get_state(), torch.get_rng_state()
+        for wait in (*self.RETRY_WAITS, None):
+            info = self.get_data_info(idx)
+            try:
+                sample = self.pipeline(self._opened(info))
+            except Exception as err:
+                fault = fault_of(err)
+                if fault == 'moment' and wait is not None:
+                    time.sleep(wait)
+                    random.setstate(state[0])  # the draws are those of the first try
+                    np.random.set_state(state[1])
+                    torch.set_rng_state(state[2])
+                    continue
+                if self.test_mode or fault == 'program':
+                    raise
+                self._note(idx, fault, _path_of(info), err)
+                return None
+            self._missed_in_a_row = 0
+            return sample
+        return None
+
+    def _opened(self, info: dict) -> dict:
+        """What the pipeline starts from."""
+        info.update(modality='RGB', start_index=0)
+        if self.fps is not None:
+            info['fps'] = self.fps
+        if self.source == 'frames':
+            info['frame_files'] = self._list_frames(info['frame_dir'])
+            info['total_frames'] = len(info['frame_files'])
+        return info
+
+    def _note(self, idx: int, kind: str, path: str, err: Exception) -> None:
+        """Count and name a video that could not be read.
+
+        Raises:
+            RuntimeError: if there are too many.
+        """
+        reason = ' '.join(f'{type(err).__name__}: {err}'.split())
+        new = self.faults.add(Fault(idx, kind, path, reason))
+        if kind == 'moment':
+            tries = len(self.RETRY_WAITS) + 1
+            message = f'Passing over {path} this once, after {tries} tries: {reason}'
+            self._missed_in_a_row += 1
+        else:
+            counts = f'{self.num_bad} of {self.num_videos} so far'
+            message = f'Skipping unusable video {path} ({counts}): {reason}'
+        if not new:
+            return
+        print_log(message, logger='current', level=logging.WARNING)
+        if self._missed_in_a_row >= self.MAX_MISSED_IN_A_ROW:
+            raise RuntimeError(
+                f'{self._missed_in_a_row} videos in a row could not be read, each tried {tries} '
+                f'times: the storage seems to be out of reach; the last: {path}: {reason}'
             ) from err
+        try:
+            self.check_share()
+        except RuntimeError as too_many:
+            raise RuntimeError(f'{too_many}; the last failed with {reason}') from err
+
+
+def divide_clips(sample: dict, parts: int) -> list[dict]:
+    """The sample as several, each with its share of the clips.
+
+    Raises:
+        ValueError: if the clips do not come as a tensor (V, …), or V cannot be divided.
+    """
+    clips = sample['inputs']
+    if not isinstance(clips, torch.Tensor) or len(clips) % parts:
+        what = f'{len(clips)} clips' if isinstance(clips, torch.Tensor) else type(clips).__name__
+        raise ValueError(
+            f'spread_pairs needs a pipeline that ends in the clips of {parts} pairs, got {what}'
+        )
+    # copies, for a part of a tensor keeps all of it in memory
+    return [
+        {**sample, 'inputs': share.clone(), 'data_samples': copy.deepcopy(sample['data_samples'])}
+        for share in clips.chunk(parts)
+    ]
 
 
 def by_numbers(name: str) -> list[int | str]:
@@ -305,15 +425,3 @@ def by_numbers(name: str) -> list[int | str]:
 
 def _path_of(info: dict) -> str:
     return info.get('filename') or info['frame_dir']
-
-
-def _is_about_data(err: Exception) -> bool:
-    """Whether a file is at fault; see the docstring of UnlabelledVideoDataset."""
-    if isinstance(err, (UnusableVideoError, OSError)):
-        return True
-    # Names instead of types, so that frame folders work without either.
-    if type(err).__module__.split('.')[0] in ('av', 'decord'):
-        return True
-    *_, (frame, _) = traceback.walk_tb(err.__traceback__)
-    in_decord = frame.f_globals.get('__name__', '').split('.')[0] == 'decord'
-    return in_decord and isinstance(err, (RuntimeError, AssertionError))

@@ -7,7 +7,7 @@ train_dataloader = dict(
     batch_size=32,
     dataset=dict(
         pipeline=[
-            dict(type='videomac_mm.OpenVideo', backend='auto'),
+            dict(type='videomac_mm.OpenVideo'),
             dict(type='videomac_mm.SampleClips', clip_len=16, frame_interval=4),
             dict(type='videomac_mm.DecodeFrames'),
             # One box for all frames, of both clips where there are two.

@@ -3,7 +3,7 @@
 _base_ = './unlabelled_clips.py'
 
 train_pipeline = [
-    dict(type='videomac_mm.OpenVideo', backend='auto'),
+    dict(type='videomac_mm.OpenVideo'),
     # Files have any frame rate: the time between two stored frames of YouTube-VOS
     # (6 per second), the paper's data, rather than a number of frames.
     dict(type='videomac_mm.SampleFramePair', frame_interval=1 / 6, unit='seconds'),

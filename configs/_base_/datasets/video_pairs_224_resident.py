@@ -5,7 +5,7 @@
 _base_ = './video_pairs_224.py'
 
 train_pipeline = [
-    dict(type='videomac_mm.OpenResidentVideo', backend='auto'),
+    dict(type='videomac_mm.OpenResidentVideo'),
     *_base_.train_pipeline[1:4],
     dict(type='videomac_mm.PackCrops'),
 ]
@@ -17,9 +17,13 @@ data_preprocessor = dict(
     resident=dict(
         type='videomac_mm.UnlabelledVideoDataset',
         data_root='data/videos',
-        pipeline=[dict(type='videomac_mm.OpenVideo', backend='auto')],
+        pipeline=[dict(type='videomac_mm.OpenVideo')],
     ),
     max_bytes=16 * 1024**3,
 )
 
-train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
+# Nothing is decoded while training: whole videos make a batch, their pairs are not spread.
+train_dataloader = dict(
+    batch_size=2,
+    dataset=dict(spread_pairs=False, pipeline=train_pipeline),
+)

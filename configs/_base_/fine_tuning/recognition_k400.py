@@ -50,10 +50,10 @@ sample_frames = dict(
 )
 
 train_pipeline = [
-    # RepeatAugDataset wants the first and third step by these very names.
-    dict(type='DecordInit', _scope_='mmaction'),
+    # RepeatAugDataset opens, samples and decodes with the first three steps.
+    dict(type='videomac_mm.OpenVideo'),
     sample_frames,
-    dict(type='DecordDecode', _scope_='mmaction'),
+    dict(type='videomac_mm.DecodeFrames'),
     rand_augment,
     dict(
         type='mmaction.RandomResizedCrop',
@@ -70,7 +70,7 @@ train_pipeline = [
 val_pipeline = [
     dict(type='videomac_mm.OpenVideo'),
     dict(sample_frames, test_mode=True),
-    dict(type='mmaction.DecordDecode'),
+    dict(type='videomac_mm.DecodeFrames'),
     dict(type='mmaction.Resize', scale=(-1, 224)),
     dict(type='mmaction.CenterCrop', crop_size=224),
     dict(type='mmaction.FormatShape', input_format='NCTHW'),
@@ -80,7 +80,7 @@ val_pipeline = [
 test_pipeline = [
     dict(type='videomac_mm.OpenVideo'),
     dict(sample_frames, num_clips=5, test_mode=True),
-    dict(type='mmaction.DecordDecode'),
+    dict(type='videomac_mm.DecodeFrames'),
     dict(type='mmaction.Resize', scale=(-1, 224)),
     dict(type='mmaction.ThreeCrop', crop_size=224),
     dict(type='mmaction.FormatShape', input_format='NCTHW'),
@@ -106,7 +106,7 @@ train_dataloader = dict(
     sampler=dict(type='DefaultSampler', shuffle=True),
     collate_fn=dict(type='repeat_pseudo_collate'),
     dataset=dict(
-        type='mmaction.RepeatAugDataset',
+        type='videomac_mm.RepeatAugDataset',
         # The same frames, decoded once and augmented twice: a batch has twice as many clips.
         num_repeats=2,
         sample_once=True,

@@ -3,7 +3,7 @@
 open_and_sample = [
     dict(type='videomac_mm.OpenVideo'),
     dict(type='mmaction.SampleFrames', clip_len=1, frame_interval=1, num_clips=8),
-    dict(type='mmaction.DecordDecode'),
+    dict(type='videomac_mm.DecodeFrames'),
     dict(type='mmaction.Resize', scale=(-1, 256)),
 ]
 open_and_sample_test = [
