@@ -12,6 +12,8 @@ default_hooks = dict(
     sampler_seed=dict(type='DistSamplerSeedHook'),
     # A loss or a gradient that is inf or NaN never reaches the weights.
     non_finite=dict(type='videomac_mm.NonFiniteHook'),
+    # What cannot be read is counted over all processes, and reported.
+    data_faults=dict(type='videomac_mm.DataFaultsHook'),
     # BatchNorm's statistics differ from rank to rank, and one rank writes the checkpoint.
     sync_buffers=dict(type='SyncBuffersHook'),
 )

@@ -1,7 +1,9 @@
 """Items depend on their place alone, and the sampler finds any place."""
 
+import itertools
 import pickle
 import random
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from mmengine.dataset import BaseDataset, ConcatDataset, RepeatDataset
 from torch.utils.data import DataLoader
 
 from videomac_mm.datasets import Place, PlacedItems, ResumableSampler
+from videomac_mm.datasets.places import KeptItems
 from videomac_mm.datasets.unlabelled_videos import UnlabelledVideoDataset
 from videomac_mm.randomness import get_rng_state, seed_of, seeded, set_rng_state
 
@@ -227,3 +230,92 @@ def test_unusable__is_remembered_and_counted_once(tmp_path):
     resumed = UnlabelledVideoDataset(str(tmp_path), pipeline=pipeline, max_bad_share=1)
     resumed.remember_bad([1, 99])
     assert resumed.bad_items == [1]
+
+
+# ----------------------------------------------------------------- several a video
+
+
+class Parts(Numbers):
+    """Several items of each number; one reading gives all of them."""
+
+    def __init__(self, size: int, parts: int) -> None:
+        super().__init__(size)
+        self.items_per_video = parts
+        self.read = []
+
+    def __len__(self) -> int:
+        return self.size * self.items_per_video
+
+    def read_video(self, index: int) -> list:
+        self.read.append(index)
+        return [(index, part, np.random.rand()) for part in range(self.items_per_video)]
+
+
+def endless(dataset: Parts, batch_size: int, epoch: int = 0, first: int = 0):
+    sampler = ResumableSampler(dataset)
+    sampler.bind(batch_size, drop_last=True, endless=True)
+    sampler.start(seed=3, epoch=epoch, first=first)
+    return iter(sampler)
+
+
+@pytest.mark.parametrize('size, parts, batch_size', [(100, 8, 4), (20, 8, 16), (7, 3, 4)])
+def test_turns__every_item_comes_once_and_a_batch_has_other_videos(size, parts, batch_size):
+    items = endless(Parts(size, parts), batch_size)
+    batches = [list(itertools.islice(items, batch_size)) for _ in range(10 * size * parts // 4)]
+    seen = Counter((place.epoch, int(place)) for batch in batches for place in batch)
+    assert set(seen.values()) == {1}
+    in_the_middle = [index for epoch, index in seen if epoch == 3]
+    assert sorted(in_the_middle) == list(range(size * parts)), 'a whole epoch'
+    distinct = [len({int(place) // parts for place in batch}) for batch in batches]
+    # Two epochs may overlap within a batch, in which a video then comes twice.
+    assert np.mean(distinct) > 0.85 * min(batch_size, size)
+    begin = [sum(int(place) % parts == 0 for place in batch) for batch in batches[8 * parts :]]
+    assert max(begin) <= -(-batch_size // parts) + 1, 'reading is spread evenly'
+
+
+def test_turns__a_video_is_drawn_like_any_other():
+    """Each comes as often, and its draws are those of its own place."""
+    dataset = Parts(10, 4)
+    items = [dataset[place] for place in itertools.islice(endless(dataset, 4), 4000)]
+    counts = Counter(index for index, _, _ in items)
+    assert min(counts.values()) >= 397 and max(counts.values()) <= 403
+    assert len({draw for _, _, draw in items}) == 4000
+    assert abs(np.mean([draw for _, _, draw in items]) - 0.5) < 0.02
+    assert len(dataset.read) <= 1000 + 10
+
+
+@pytest.mark.parametrize('first', [0, 1, 37, 79])
+def test_turns__any_place_is_found_at_once(first):
+    dataset = Parts(10, 8)
+    run = list(itertools.islice(endless(dataset, 4), 500))
+    wanted = [dataset[place] for place in run[80 + first :]]
+    resumed = Parts(10, 8)
+    got = [resumed[p] for p in itertools.islice(endless(resumed, 4, 1, first), 500 - 80 - first)]
+    assert got == wanted
+
+
+def test_turns__two_processes_take_what_one_takes(monkeypatch):
+    whole = list(itertools.islice(endless(Parts(50, 4), 8), 400))
+    shares = []
+    for rank in range(2):
+        monkeypatch.setattr(
+            'videomac_mm.datasets.places.get_dist_info', lambda rank=rank: (rank, 2)
+        )
+        shares.append(list(itertools.islice(endless(Parts(50, 4), 4), 200)))
+    joined = [p for i in range(0, 200, 4) for share in shares for p in share[i : i + 4]]
+    assert [(int(p), p.epoch) for p in joined] == [(int(p), p.epoch) for p in whole]
+
+
+def test_turns__by_index_where_nothing_is_shuffled():
+    sampler = ResumableSampler(Parts(3, 4), shuffle=False)
+    assert [int(place) for place in sampler] == list(range(12))
+
+
+def test_kept_items__are_bounded_and_begin_empty_in_copies():
+    kept = KeptItems(max_videos=2)
+    for key in 'abc':
+        kept.keep((key,), 0, [0, 1, 2])
+    assert kept.take(('a',), 1) is None and kept.take(('c',), 1) == 1
+    assert kept.take(('b',), 2) == 2 and kept.take(('b',), 1) is None, 'earlier ones are gone'
+    copied = pickle.loads(pickle.dumps(kept))
+    assert copied.max_videos == 2 and copied.take(('c',), 2) is None

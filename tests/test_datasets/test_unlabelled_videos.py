@@ -1,6 +1,11 @@
+import errno
+import itertools
 import logging
+import os
 import pickle
 import random
+import resource
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,7 +17,13 @@ from mmengine.dataset import BaseDataset, pseudo_collate
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from torch.utils.data import DataLoader
 
-from videomac_mm.datasets import UnlabelledVideoDataset, UnusableVideoError, unlabelled_videos
+from videomac_mm.datasets import (
+    Place,
+    ResumableSampler,
+    UnlabelledVideoDataset,
+    UnusableVideoError,
+    unlabelled_videos,
+)
 
 CUT = [
     dict(
@@ -62,7 +73,7 @@ def log(monkeypatch) -> list[str]:
 
 
 def names(dataset: UnlabelledVideoDataset) -> list[str]:
-    infos = [dataset.get_data_info(i) for i in range(len(dataset))]
+    infos = [dataset.get_data_info(i) for i in range(dataset.num_videos)]
     root = Path(dataset.data_root)
     return [str(Path(i.get('filename') or i['frame_dir']).relative_to(root)) for i in infos]
 
@@ -471,6 +482,195 @@ def test_data_errors__from_anywhere_count(tmp_path, error, log):
     with pytest.raises(RuntimeError, match=f'{type(error).__name__}: x'):
         dataset[0]
     assert dataset.num_bad == 2
+
+
+class Flaky:
+    """A transform that fails so many times, and then lets samples pass."""
+
+    def __init__(self, error: Exception, times: int) -> None:
+        self.error, self.times = error, times
+        self.drawn = []
+
+    def __call__(self, results: dict) -> dict:
+        self.drawn.append(np.random.rand())
+        if self.times:
+            self.times -= 1
+            raise self.error
+        return results
+
+
+@pytest.fixture
+def waits(monkeypatch) -> list[float]:
+    """How long was waited."""
+    seconds = []
+    monkeypatch.setattr(unlabelled_videos.time, 'sleep', seconds.append)
+    return seconds
+
+
+BUSY = OSError(errno.EMFILE, 'Too many open files')
+
+
+def test_faults_of_the_moment__are_tried_again(tmp_path, log, waits):
+    """The item is then what it would have been."""
+    touch(tmp_path, 'a.mp4', 'b.mp4')
+    flaky = Flaky(BUSY, times=3)
+    dataset = UnlabelledVideoDataset(str(tmp_path), pipeline=[flaky])
+    assert dataset[Place(1, 0, 0)]['filename'].endswith('b.mp4')
+    assert waits == [0.1, 0.5, 2.5] and len(set(flaky.drawn)) == 1
+    assert dataset.num_bad == dataset.num_missed == 0 and not log
+
+
+def test_faults_of_the_moment__that_last_pass_over_a_video_once(tmp_path, log, waits):
+    touch(tmp_path, *(f'{i}.mp4' for i in range(5)))
+    flaky = Flaky(BUSY, times=4)
+    dataset = UnlabelledVideoDataset(str(tmp_path), pipeline=[flaky], max_bad_share=0)
+    other = dataset[Place(1, 0, 0)]['filename']
+    assert not other.endswith('1.mp4')
+    assert (dataset.num_bad, dataset.num_missed) == (0, 1)
+    (line,) = log
+    assert '1.mp4 this once, after 4 tries: OSError: [Errno 24] Too many open files' in line
+    assert dataset[Place(1, 0, 1)]['filename'].endswith('1.mp4'), 'it stays usable'
+    assert [fault.kind for fault in dataset.faults.news()] == ['moment']
+    assert dataset.faults.news() == []
+
+
+def test_faults_of_the_moment__without_end_stop_the_run(tmp_path, log, waits):
+    touch(tmp_path, 'a.mp4', 'b.mp4')
+    dataset = UnlabelledVideoDataset(str(tmp_path), pipeline=[Flaky(BUSY, times=10**6)])
+    with pytest.raises(RuntimeError, match='50 videos in a row .* each tried 4 times.*Too many'):
+        dataset[Place(0, 0, 0)]
+    assert dataset.num_missed == 50
+
+
+def test_faults_of_the_moment__of_the_system_itself(tmp_path, write_video, waits):
+    """No file descriptors are left, for PyAV in this process."""
+    write_video(tmp_path / 'v.mp4')
+    pipeline = video_pipeline()
+    pipeline[0]['time_limit'] = None
+    dataset = UnlabelledVideoDataset(str(tmp_path), pipeline=pipeline)
+    assert dataset[0] is not None
+    taken, limit = [], resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, limit[1]))
+        with pytest.raises(OSError, match='Too many open files'):
+            while True:
+                taken.append(open(os.devnull))
+        unlabelled_videos.time.sleep = lambda seconds: (
+            waits.append(seconds) or [file.close() for file in taken]
+        )
+        assert dataset[0] is not None
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+        for file in taken:
+            file.close()
+    assert waits == [0.1] and dataset.num_bad == 0
+
+
+def test_frames__that_vanish_are_the_datas_fault(tmp_path, write_frames, log):
+    for name in 'abc':
+        write_frames(tmp_path / name, [f'{i}.png' for i in range(4)])
+    dataset = UnlabelledVideoDataset(
+        str(tmp_path),
+        source='frames',
+        index_by='frame',
+        pipeline=frame_pipeline(),
+        max_bad_share=0.5,
+    )
+    (tmp_path / 'a' / '3.png').unlink()
+    shutil.rmtree(tmp_path / 'b')
+    for i in range(len(dataset)):
+        assert dataset[i] is not None
+    assert dataset.num_bad == 1 + 3 and all('FileNotFoundError' in line for line in log)
+    # Listed now, the folder is too short for some of the items.
+    dataset._listings.clear()
+    dataset.faults.bad[:] = False
+    assert dataset[2] is not None
+    assert any('pair_start must lie in [0, 1]' in line for line in log)
+
+
+def test_frames__of_a_folder_are_listed_once(tmp_path, write_frames, monkeypatch):
+    for name in 'ab':
+        write_frames(tmp_path / name, [f'{i}.png' for i in range(4)])
+    listed = []
+    real = unlabelled_videos.fileio.list_dir_or_file
+    monkeypatch.setattr(
+        unlabelled_videos.fileio,
+        'list_dir_or_file',
+        lambda folder, **kwargs: listed.append(folder) or real(folder, **kwargs),
+    )
+    arguments = dict(source='frames', index_by='frame', pipeline=frame_pipeline())
+    dataset = UnlabelledVideoDataset(str(tmp_path), **arguments)
+    for _ in range(3):
+        for i in range(len(dataset)):
+            dataset[i]
+    assert len(listed) == 1 + 2, 'the root, and each folder'
+    monkeypatch.setattr(dataset, 'MAX_LISTED', 4)
+    listed.clear()
+    dataset._listings.clear()
+    dataset._num_listed = 0
+    for i in (0, 1, 3, 4, 0):
+        dataset[i]
+    assert [Path(folder).name for folder in listed] == ['a', 'b', 'a']
+
+
+# ------------------------------------------------------------------------- spread
+
+
+def spread(root: Path, pairs: int = 4, **options) -> UnlabelledVideoDataset:
+    pipeline = video_pipeline(pairs_per_video=pairs)
+    return UnlabelledVideoDataset(str(root), pipeline=pipeline, **options)
+
+
+def test_spread_pairs__are_those_of_the_video_one_by_one(tmp_path, write_video):
+    for i in range(3):
+        write_video(tmp_path / f'{i}.mp4')
+    whole, parts = spread(tmp_path), spread(tmp_path, spread_pairs=True)
+    assert (len(whole), len(parts), parts.num_videos) == (3, 12, 3)
+    expected = whole[Place(1, 5, 2)]['inputs']
+    got = [parts[Place(4 + i, 5, 2)]['inputs'] for i in range(4)]
+    assert all(inputs.shape == (1, 3, 2, 32, 32) for inputs in got)
+    assert torch.equal(torch.cat(got), expected)
+    # in any order, and in another process that has to read the video again
+    again = spread(tmp_path, spread_pairs=True)
+    assert torch.equal(again[Place(6, 5, 2)]['inputs'], got[2])
+    assert torch.equal(again[Place(4, 5, 2)]['inputs'], got[0])
+    assert parts[3]['inputs'].shape == (1, 3, 2, 32, 32), 'a plain index draws'
+
+
+def test_spread_pairs__read_a_video_once(tmp_path, write_video, monkeypatch):
+    for i in range(6):
+        write_video(tmp_path / f'{i}.mp4')
+    dataset = spread(tmp_path, spread_pairs=True)
+    read = []
+    real = dataset.read_video
+    monkeypatch.setattr(dataset, 'read_video', lambda index: read.append(index) or real(index))
+    sampler = ResumableSampler(dataset)
+    sampler.bind(batch_size=2, drop_last=True, endless=True)
+    places = itertools.islice(sampler, 5 * len(dataset))
+    for place in places:
+        dataset[place]
+    # 30 turns of 6 videos, of which some had begun before the first and some are not over
+    assert 5 * 6 <= len(read) <= 6 * 6
+
+
+def test_spread_pairs__of_a_bad_video_are_another_ones(with_bad, log):
+    dataset = spread(with_bad, spread_pairs=True, max_bad_share=0.5)
+    bad = names(dataset).index('empty.mp4')
+    items = [dataset[Place(4 * bad + i, 0, 0)]['inputs'] for i in range(4)]
+    assert all(item.shape == (1, 3, 2, 32, 32) for item in items)
+    assert dataset.num_bad >= 1 and dataset.bad_items.count(bad) == 1
+
+
+def test_spread_pairs__says_what_it_needs(tmp_path, write_video):
+    write_video(tmp_path / 'v.mp4')
+    with pytest.raises(ValueError, match=r"spread_pairs needs a SampleFramePair.*got \['Open"):
+        UnlabelledVideoDataset(
+            str(tmp_path), pipeline=[dict(type='videomac_mm.OpenVideo')], spread_pairs=True
+        )
+    pipeline = [*video_pipeline(pairs_per_video=4), lambda r: {**r, 'inputs': r['inputs'][:3]}]
+    dataset = UnlabelledVideoDataset(str(tmp_path), pipeline=pipeline, spread_pairs=True)
+    with pytest.raises(ValueError, match='ends in the clips of 4 pairs, got 3 clips'):
+        dataset[0]
 
 
 # ------------------------------------------------------------------------- workers

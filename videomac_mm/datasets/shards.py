@@ -18,6 +18,7 @@ COMPRESSED = {
     b'\xfd7zXZ\0': 'xz',
     b'\x28\xb5\x2f\xfd': 'zstd',
 }
+DAMAGE = tarfile.ReadError, ValueError  # what tarfile raises for it
 
 
 class ShardMember(NamedTuple):
@@ -75,12 +76,12 @@ def index_shard(
             archive = tarfile.open(
                 fileobj=file, mode='r:', encoding='utf-8', errors='backslashreplace'
             )
-        except tarfile.ReadError as err:
+        except DAMAGE as err:
             file.seek(0)
             _check_cut_short(path, file.read(tarfile.BLOCKSIZE), str(err))
             return ShardIndex(path, (), whole=False)
-        members = []
-        with contextlib.suppress(tarfile.ReadError):
+        members, whole = [], False
+        with contextlib.suppress(*DAMAGE):
             for member in archive:
                 if not member.isreg() or member.issparse():
                     continue
@@ -89,9 +90,10 @@ def index_shard(
                 hidden = member.name.rpartition('/')[2].startswith('.')
                 if not hidden and member.name.lower().endswith(tuple(extensions)):
                     members.append(ShardMember(member.name, member.offset_data, member.size))
-        # tarfile ends at a damaged header and at the end of the file as if all were well.
-        file.seek(archive.offset)
-        whole = file.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
+            else:
+                # tarfile ends at a damaged header and at the end of the file as if all were well.
+                file.seek(archive.offset)
+                whole = file.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
     return ShardIndex(path, tuple(members), whole)
 
 

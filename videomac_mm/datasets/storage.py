@@ -42,7 +42,8 @@ class FsspecBackend(BaseStorageBackend):
 
     Raises:
         ImportError: at the first use, if fsspec or the driver is missing; says what to install.
-        OSError: at every use, if the storage says so; FileNotFoundError if there is no such file.
+        FileNotFoundError: if there is no such file.
+        Exception: other errors are the driver's own, mostly OSError.
     """
 
     def __init__(self, **storage_options: Any) -> None:

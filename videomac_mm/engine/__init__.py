@@ -1,6 +1,7 @@
 from videomac_mm.engine.hooks import (
     CheckpointHook,
     CollapseHook,
+    DataFaultsHook,
     NonFiniteHook,
     PropagationVisualizationHook,
     ReconstructionHook,
@@ -17,6 +18,7 @@ from videomac_mm.engine.optimizers import (
 __all__ = [
     'CheckpointHook',
     'CollapseHook',
+    'DataFaultsHook',
     'EpochBasedTrainLoop',
     'GroupedOptimWrapperConstructor',
     'IterBasedTrainLoop',

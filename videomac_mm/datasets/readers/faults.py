@@ -45,6 +45,8 @@ def fault_of(err: BaseException) -> str:
     status = getattr(err, 'code', None) or getattr(getattr(err, 'response', None), 'status_code', 0)
     if isinstance(err, urllib.error.HTTPError) or status in PERMANENT_STATUS:
         return 'data' if status in PERMANENT_STATUS else 'moment'
+    if isinstance(err, urllib.error.URLError) and isinstance(err.reason, OSError):
+        return fault_of(err.reason)
     if isinstance(err, (ConnectionError, TimeoutError, http.client.HTTPException)):
         return 'moment'
     if package in NETWORK_PACKAGES:
