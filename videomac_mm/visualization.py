@@ -3,8 +3,13 @@
 Frames are (H, W, 3) uint8 RGB throughout.
 """
 
+import functools
+import math
 import os
+import warnings
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -12,6 +17,7 @@ import numpy as np
 from videomac_mm.evaluation.functional import davis_palette
 
 PALETTE = davis_palette()
+_BT709, _LIMITED_RANGE = 1, 1  # as FFmpeg numbers them
 
 
 def draw_mask(
@@ -79,9 +85,9 @@ def keypoints_in_pixels(
 
 
 class VideoWriter:
-    """An mp4 file that is written frame after frame (MPEG-4, by OpenCV).
+    """An mp4 file that is written frame after frame, in H.264, which browsers and notebooks play.
 
-    The codec takes even sizes only: the last row or column is repeated where needed. To be
+    The format takes even sizes only: the last row or column is repeated where needed. To be
     used in a ``with`` block, or closed; players cannot open the file before.
 
     Args:
@@ -96,37 +102,46 @@ class VideoWriter:
         self.path = Path(path)
         if self.path.suffix != '.mp4':
             raise ValueError(f"the name of a video must end in '.mp4', got {str(path)!r}")
-        if not fps > 0:
+        if not 0 < fps < math.inf:
             raise ValueError(f'fps must be positive, got {fps}')
         self.fps = fps
-        self._writer: cv2.VideoWriter | None = None
+        self._container: Any = None
         self._shape: tuple[int, ...] = ()
 
     def write(self, frame: np.ndarray) -> None:
         """Append a frame.
 
         Raises:
-            OSError: if the file cannot be opened.
-            ValueError: if the frame differs from the first one in size.
+            OSError: if the file cannot be written.
+            ValueError: if the frame is not (H, W, 3) uint8, or differs from the first one in size.
         """
+        import av
+
+        if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+            raise ValueError(
+                f'a frame must be (H, W, 3) uint8, got {frame.dtype} of shape {frame.shape}'
+            )
         height, width = frame.shape[:2]
-        if self._writer is None:
+        if self._container is None:
             self._shape = frame.shape
-            self._writer = self._open(width + width % 2, height + height % 2)
+            self._open(width + width % 2, height + height % 2)
         if frame.shape != self._shape:
-            # OpenCV would leave it out without a word.
             raise ValueError(
                 f'the frames of {self.path} must have one shape: the first has {self._shape}, '
                 f'another {frame.shape}'
             )
         even = cv2.copyMakeBorder(frame, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
-        self._writer.write(cv2.cvtColor(even, cv2.COLOR_RGB2BGR))
+        picture = av.VideoFrame.from_ndarray(even, format='rgb24').reformat(
+            format='yuv420p', dst_colorspace='ITU709', dst_color_range='MPEG'
+        )
+        self._container.mux(self._stream.encode(picture))
 
     def close(self) -> None:
         """Finish the file."""
-        if self._writer is not None:
-            self._writer.release()
-            self._writer = None
+        container, self._container = self._container, None
+        if container is not None:
+            with container:
+                container.mux(self._stream.encode(None))
 
     def __enter__(self) -> 'VideoWriter':
         return self
@@ -134,16 +149,42 @@ class VideoWriter:
     def __exit__(self, *_) -> None:
         self.close()
 
-    def _open(self, width: int, height: int) -> cv2.VideoWriter:
+    def _open(self, width: int, height: int) -> None:
+        import av
+
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        fourcc = cv2.VideoWriter_fourcc(*'mp4v')
-        writer = cv2.VideoWriter(str(self.path), fourcc, self.fps, (width, height))
-        if not writer.isOpened():
+        # The index comes first, so that a browser need not load the whole film.
+        container = av.open(str(self.path), 'w', container_options={'movflags': '+faststart'})
+        rate = Fraction(self.fps).limit_denominator(1001)
+        stream = container.add_stream(_encoder(), rate=rate, options={'crf': '18'})
+        stream.width, stream.height, stream.pix_fmt = width, height, 'yuv420p'
+        context = stream.codec_context
+        # Players take large films for BT.709 and small ones for BT.601, unless they are told.
+        context.colorspace = context.color_primaries = context.color_trc = _BT709
+        context.color_range = _LIMITED_RANGE
+        try:
+            container.start_encoding()
+        except OSError as err:
             raise OSError(
-                f'OpenCV cannot write {self.path} ({width}x{height} pixels, {self.fps} frames '
-                'per second): not allowed to, or built without MPEG-4'
-            )
-        return writer
+                f'cannot write {self.path} ({width}x{height} pixels, {self.fps} frames per '
+                f'second): {err.strerror}'
+            ) from err
+        self._container, self._stream = container, stream
+
+
+@functools.cache
+def _encoder() -> str:
+    """The best encoder that this PyAV has."""
+    import av
+
+    for name in ('libx264', 'libopenh264'):
+        if name in av.codecs_available:
+            return name
+    warnings.warn(
+        'this PyAV cannot encode H.264: films are written in MPEG-4, which browsers do not play',
+        stacklevel=4,
+    )
+    return 'mpeg4'
 
 
 class ContactSheet:

@@ -127,7 +127,9 @@ def test_cache__keeps_what_came_first_and_fits(tmp_path, monkeypatch, backend, s
     step = OpenVideo(backend=backend, cache_bytes=size * 25)
     opened = []
     real = OpenVideo._open
-    monkeypatch.setattr(OpenVideo, '_open', lambda s, name: opened.append(name) or real(s, name))
+    monkeypatch.setattr(
+        OpenVideo, '_open', lambda s, name, part: opened.append(name) or real(s, name, part)
+    )
     decode = DecodeFrames()
     for _ in range(3):
         for file in files:

@@ -12,7 +12,7 @@ from mmengine.dataset import BaseDataset, ConcatDataset, RepeatDataset
 from torch.utils.data import DataLoader
 
 from videomac_mm.datasets import Place, PlacedItems, ResumableSampler
-from videomac_mm.datasets.places import KeptItems
+from videomac_mm.datasets.places import KeptItems, grouped_order
 from videomac_mm.datasets.unlabelled_videos import UnlabelledVideoDataset
 from videomac_mm.randomness import get_rng_state, seed_of, seeded, set_rng_state
 
@@ -319,3 +319,37 @@ def test_kept_items__are_bounded_and_begin_empty_in_copies():
     assert kept.take(('b',), 2) == 2 and kept.take(('b',), 1) is None, 'earlier ones are gone'
     copied = pickle.loads(pickle.dumps(kept))
     assert copied.max_videos == 2 and copied.take(('c',), 2) is None
+
+
+# --------------------------------------------------------------------------- groups
+
+
+def test_groups__stay_nearly_together():
+    sizes = [100, 37, 0, 250, 64, 9, 300]
+    starts = np.cumsum([0, *sizes])
+
+    def order(seed: int) -> np.ndarray:
+        generator = torch.Generator().manual_seed(seed)
+        return grouped_order(sizes, 16, generator).numpy()
+
+    one, other = order(0), order(1)
+    assert sorted(one) == list(range(sum(sizes))) and (one != other).any()
+    assert (order(0) == one).all()
+    group = np.searchsorted(starts, one, side='right') - 1
+    for number, size in enumerate(sizes):
+        indices = one[group == number]
+        # read from start to end, but for windows of 64
+        assert np.abs(indices - starts[number] - np.arange(size)).max(initial=0) < 64
+    for number in range(0, len(one), 16):
+        assert len(set(group[number : number + 50])) <= 6, 'four at a time, two that change'
+
+
+def test_groups__are_kept_by_the_sampler():
+    dataset = Numbers(300)
+    dataset.group_sizes = [100, 100, 100]
+    sampler = ResumableSampler(dataset)
+    sampler.bind(batch_size=10, drop_last=True, endless=False)
+    places = [int(place) for place in sampler]
+    assert sorted(places) == list(range(300))
+    for start in range(0, 300, 10):
+        assert len({place // 100 for place in places[start : start + 10]}) == 1

@@ -18,7 +18,9 @@ import pytest
 
 import videomac_mm.datasets.storage  # noqa: F401  for memory://
 from videomac_mm.datasets import shards
-from videomac_mm.datasets.shards import OpenShards, ShardMember, index_shard, subfile_url
+from videomac_mm.datasets.readers import UnusableVideoError
+from videomac_mm.datasets.readers.pyav import part_url
+from videomac_mm.datasets.shards import OpenShards, ShardMember, index_shard
 
 EXTENSIONS = '.mp4', '.mkv'
 FORK = multiprocessing.get_context('fork')
@@ -178,7 +180,7 @@ def frames_of(url: str) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize('extension', EXTENSIONS)
-def test_subfile_url__gives_the_frames_of_the_file(tmp_path, write_video, extension):
+def test_part_url__gives_the_frames_of_the_file(tmp_path, write_video, extension):
     files = [write_video(tmp_path / f'{n}{extension}', num_frames=n) for n in (3, 7, 5)]
     path = tmp_path / 'a.tar'
     with tarfile.open(path, 'w') as archive:
@@ -186,7 +188,7 @@ def test_subfile_url__gives_the_frames_of_the_file(tmp_path, write_video, extens
             archive.add(file, file.name)
     for file, member in zip(files, index_shard(str(path), EXTENSIONS).members):
         expected = frames_of(str(file))
-        got = frames_of(subfile_url(str(path), member.offset, member.size))
+        got = frames_of(part_url(str(path), member.offset, member.size))
         assert len(got) == len(expected) == int(file.stem)
         assert all(np.array_equal(a, b) for a, b in zip(got, expected))
 
@@ -200,18 +202,17 @@ def test_subfile_url__gives_the_frames_of_the_file(tmp_path, write_video, extens
     ],
     ids=ascii,
 )
-def test_subfile_url__knows_any_path(tmp_path, write_video, monkeypatch, name):
+def test_part_url__knows_any_path(tmp_path, write_video, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     video = write_video(tmp_path / 'a.mp4', num_frames=4).read_bytes()
     Path(name).write_bytes(bytes(1000) + video + bytes(1000))
     for path in (name, str(tmp_path / name)):
-        assert len(frames_of(subfile_url(path, 1000, len(video)))) == 4
+        assert len(frames_of(part_url(path, 1000, len(video)))) == 4
 
 
-@pytest.mark.parametrize('offset, size', [(-1, 5), (5, -1), (0, 0)])
-def test_subfile_url__refuses_what_is_no_part(offset, size):
-    with pytest.raises(ValueError, match=f'got {offset}, {size}'):
-        subfile_url('a.tar', offset, size)
+def test_part_url__an_empty_part_is_no_video():
+    with pytest.raises(UnusableVideoError, match='a video of 0 bytes at 5 of a.tar'):
+        part_url('a.tar', 5, 0)
 
 
 # --------------------------------------------------------------------- local paths

@@ -6,9 +6,11 @@ import pickle
 import random
 import resource
 import shutil
+import tarfile
 from importlib.util import find_spec
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -18,12 +20,14 @@ from mmengine.registry import DATASETS, MODELS, init_default_scope
 from torch.utils.data import DataLoader
 
 from videomac_mm.datasets import (
+    FsspecBackend,
     Place,
     ResumableSampler,
     UnlabelledVideoDataset,
     UnusableVideoError,
     unlabelled_videos,
 )
+from videomac_mm.datasets.shards import index_shard
 
 CUT = [
     dict(
@@ -162,7 +166,7 @@ def test_index_by_frame__needs_to_know_the_interval(tmp_path):
     [
         (dict(data_root=None), ValueError, 'data_root must name a folder, got None'),
         (dict(data_root='/no/such'), FileNotFoundError, 'data_root does not exist: /no/such'),
-        (dict(source='video'), ValueError, "'videos' or 'frames', got 'video'"),
+        (dict(source='video'), ValueError, "'videos', 'frames' or 'shards', got 'video'"),
         (dict(index_by='clip'), ValueError, "'video' or 'frame', got 'clip'"),
         (dict(index_by='frame'), ValueError, "needs source='frames', got 'videos'"),
         (dict(max_bad_share=2), ValueError, r'lie in \[0, 1\], got 2'),
@@ -611,6 +615,75 @@ def test_frames__of_a_folder_are_listed_once(tmp_path, write_frames, monkeypatch
     for i in (0, 1, 3, 4, 0):
         dataset[i]
     assert [Path(folder).name for folder in listed] == ['a', 'b', 'a']
+
+
+# ------------------------------------------------------------------------- shards
+
+
+@pytest.fixture
+def packed(tmp_path, write_video) -> Path:
+    """Six videos, in a folder and in three archives."""
+    for number in range(3):
+        (tmp_path / 'shards').mkdir(exist_ok=True)
+        with tarfile.open(tmp_path / 'shards' / f'{number}.tar', 'w') as archive:
+            for name in 'ab':
+                file = write_video(tmp_path / 'files' / f'{number}{name}.mp4', num_frames=15)
+                archive.add(file, f'sub/{file.name}')
+                archive.add(__file__, f'sub/{number}{name}.txt')
+    return tmp_path
+
+
+def test_shards__give_the_items_of_their_files(packed):
+    files, shards = (
+        UnlabelledVideoDataset(str(packed / name), source=source, pipeline=video_pipeline())
+        for name, source in (('files', 'videos'), ('shards', 'shards'))
+    )
+    assert len(files) == len(shards) == 6 and shards.group_sizes == [2, 2, 2]
+    for i in range(6):
+        assert torch.equal(files[Place(i, 0, 0)]['inputs'], shards[Place(i, 0, 0)]['inputs'])
+
+
+def test_shards__damaged_ones_are_told(packed, log):
+    cut = packed / 'shards' / '1.tar'
+    index = index_shard(str(cut), ('.mp4',))
+    data = bytearray(cut.read_bytes()[: index.members[1].offset + 100])
+    start, size = index.members[0][1:]
+    data[start : start + size] = bytes(size)
+    cut.write_bytes(data)
+    dataset = UnlabelledVideoDataset(
+        str(packed / 'shards'), source='shards', pipeline=video_pipeline(), max_bad_share=0.5
+    )
+    assert '1.tar is cut short or damaged: the first 1 videos are used' in log[0]
+    assert len(dataset) == 5 and dataset[2] is not None
+    assert dataset.bad_videos == [f'{cut}: sub/1a.mp4']
+
+
+def test_shards__without_videos_are_named(tmp_path):
+    with tarfile.open(tmp_path / 'a.tar', 'w') as archive:
+        archive.add(__file__, 'a.py')
+    with pytest.raises(ValueError, match='no videos found in 1 archives under .*searched: .mp4'):
+        UnlabelledVideoDataset(str(tmp_path), source='shards')
+
+
+def test_shards__of_remote_storage_are_fetched_once(packed, monkeypatch):
+    memory = fsspec.filesystem('memory')
+    memory.put(str(packed / 'shards'), '/shards', recursive=True)
+    dataset = UnlabelledVideoDataset(
+        'memory://shards', source='shards', spread_pairs=True, pipeline=video_pipeline()
+    )
+    fetched = []
+    real = FsspecBackend.get_local_path
+    monkeypatch.setattr(
+        FsspecBackend,
+        'get_local_path',
+        lambda self, path: fetched.append(Path(path).name) or real(self, path),
+    )
+    sampler = ResumableSampler(dataset)
+    sampler.bind(batch_size=2, drop_last=True, endless=True)
+    for place in itertools.islice(sampler, 18):
+        assert dataset[place]['inputs'].shape == (1, 3, 2, 32, 32)
+    assert sorted(fetched) == ['0.tar', '1.tar', '2.tar']
+    memory.rm('/shards', recursive=True)
 
 
 # ------------------------------------------------------------------------- spread

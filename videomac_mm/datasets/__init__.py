@@ -21,6 +21,7 @@ from videomac_mm.datasets.places import Place, PlacedItems, ResumableSampler
 from videomac_mm.datasets.readers import UnusableVideoError, open_video
 from videomac_mm.datasets.repeated_videos import RepeatAugDataset
 from videomac_mm.datasets.sampling import SampleClips, SampleFramePair
+from videomac_mm.datasets.storage import FsspecBackend
 from videomac_mm.datasets.synthetic import (
     RenderFrames,
     SyntheticVideo,
@@ -32,6 +33,7 @@ __all__ = [
     'DAVISDataset',
     'DecodeFrames',
     'ForEachClip',
+    'FsspecBackend',
     'FrameFolderDecode',
     'FuseCrops',
     'JHMDBDataset',

@@ -1,5 +1,6 @@
 """Pipeline steps that open videos and decode the frames that were chosen."""
 
+import os
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -9,6 +10,7 @@ import mmcv
 import numpy as np
 from mmcv.transforms import BaseTransform
 from mmengine import fileio
+from torch.utils.data import get_worker_info
 
 from videomac_mm.datasets.kept_frames import BoundedStore, KeptFrames, ResidentFrame
 from videomac_mm.datasets.readers import (
@@ -17,6 +19,7 @@ from videomac_mm.datasets.readers import (
     chosen_backend,
     open_video,
 )
+from videomac_mm.datasets.shards import OpenShards
 from videomac_mm.registry import TRANSFORMS
 
 
@@ -30,12 +33,13 @@ class OpenVideo(BaseTransform):
     unusable, and the run goes on. A file of a remote backend is downloaded for as long as it
     is used.
 
-    Required keys: ``filename``. Added keys: ``video_reader`` (a
+    Required keys: ``filename``. Optional key: ``part``, offset and size in bytes of the video
+    within the file, a tar archive. Added keys: ``video_reader`` (a
     :class:`~videomac_mm.datasets.readers.VideoReader`), ``total_frames``, ``avg_fps``.
 
     Args:
-        num_threads: decoding threads of one video; 0 lets the library choose.
-            Defaults to 1, which is right with several data loader workers.
+        num_threads: decoding threads of one video; 0 lets the library choose. Defaults to None:
+            one in a worker of a data loader, else one for each core, at most 4.
         backend_args: of the mmengine file backend. Defaults to None (chosen
             by the path).
         backend: ``'pyav'``; ``'decord'``, which is wrong for some files
@@ -60,7 +64,7 @@ class OpenVideo(BaseTransform):
 
     def __init__(
         self,
-        num_threads: int = 1,
+        num_threads: int | None = None,
         backend_args: dict | None = None,
         backend: str = 'pyav',
         cache_bytes: int = 0,
@@ -69,29 +73,38 @@ class OpenVideo(BaseTransform):
         if time_limit is not None and not time_limit > 0:
             raise ValueError(f'time_limit must be above 0 seconds, or None, got {time_limit!r}')
         self.num_threads = num_threads
+        self.shards = OpenShards(max_open=4, backend_args=backend_args)
         self.backend_args = backend_args
         self.backend = chosen_backend(backend)
         self.cache = BoundedStore(cache_bytes)
         self.time_limit = time_limit
 
     def transform(self, results: dict) -> dict:
-        name = results['filename']
-        reader = self.cache.get(name)
+        name, part = results['filename'], results.get('part')
+        reader = self.cache.get((name, part))
         if reader is None:
-            reader = self._keep(name, self._open(name))
+            reader = self._keep((name, part), self._open(name, part))
         results['video_reader'] = reader
         results['total_frames'] = len(reader)
         results['avg_fps'] = reader.fps
         return results
 
-    def _open(self, name: str) -> VideoReader:
+    def _open(self, name: str, part: tuple[int, int] | None) -> VideoReader:
+        if part is not None:
+            return self._read(self.shards.local_path(name), part)
         with ExitStack() as stack:
-            path = stack.enter_context(fileio.get_local_path(name, backend_args=self.backend_args))
-            reader = open_video(path, self.backend, self.num_threads, time_limit=self.time_limit)
+            path = fileio.get_local_path(name, backend_args=self.backend_args)
+            reader = self._read(stack.enter_context(path))
             weakref.finalize(reader, stack.pop_all().close)
         return reader
 
-    def _keep(self, name: str, reader: VideoReader) -> VideoReader:
+    def _read(self, path: str, part: tuple[int, int] | None = None) -> VideoReader:
+        threads = self.num_threads
+        if threads is None:  # this process waits while the video is decoded
+            threads = 1 if get_worker_info() else min(os.cpu_count() or 1, 4)
+        return open_video(path, self.backend, threads, part, self.time_limit)
+
+    def _keep(self, name: tuple, reader: VideoReader) -> VideoReader:
         """The reader, or all its frames if they fit."""
         if not self.cache.max_bytes:
             return reader
@@ -104,7 +117,7 @@ class OpenVideo(BaseTransform):
             frame._replace(planes=tuple(np.array(plane) for plane in frame.planes))
             for frame in reader.read_raw(range(len(reader)), planar=True)
         ]
-        kept = KeptFrames(name, frames, reader.fps, reader.times, reader.size)
+        kept = KeptFrames(reader.path, frames, reader.fps, reader.times, reader.size)
         self.cache.add(name, kept, num_bytes)
         return kept
 
@@ -121,7 +134,7 @@ class OpenResidentVideo(OpenVideo):
 
     def __init__(
         self,
-        num_threads: int = 1,
+        num_threads: int | None = None,
         backend_args: dict | None = None,
         backend: str = 'pyav',
         time_limit: float | None = 60.0,
@@ -129,9 +142,9 @@ class OpenResidentVideo(OpenVideo):
         super().__init__(num_threads, backend_args, backend, time_limit=time_limit)
         self.known: dict[str, KeptFrames] = {}
 
-    def _open(self, name: str) -> KeptFrames:
+    def _open(self, name: str, part: tuple[int, int] | None) -> KeptFrames:
         if name not in self.known:
-            reader = super()._open(name)
+            reader = super()._open(name, part)
             frames = [ResidentFrame(number, reader.size) for number in range(len(reader))]
             self.known[name] = KeptFrames(name, frames, reader.fps, reader.times, reader.size)
         return self.known[name]

@@ -1,5 +1,6 @@
 """Items that are a function of their place in a run, and the sampler that orders the places."""
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence, Sized
 from typing import Any
@@ -169,6 +170,12 @@ class ResumableSampler(Sampler):
     data loader reads a video once, if four batches divide among the workers. Turns go on from
     epoch to epoch; a video whose turns reach into the next epoch draws what its own epoch says.
 
+    Videos that lie together, such as those of a tar archive (``group_sizes`` of the data set: how
+    many of them, in order), stay nearly together. Four archives at a time take turns, a batch
+    each; each of them is read from its start to its end, but for windows of 64 videos that are
+    shuffled, and archives come in an order of their own in each epoch. So an archive is read by
+    one worker of the data loader, if the number of workers divides four.
+
     Items must depend on their place alone, as those of `PlacedItems` do; others come in the same
     order, but with random draws of their own.
 
@@ -275,9 +282,40 @@ class ResumableSampler(Sampler):
         if key not in self._orders:
             size = len(self.dataset) // self.items_per_video
             generator = torch.Generator().manual_seed(seed_of('order', *key))
-            order = (
-                torch.randperm(size, generator=generator) if self.shuffle else torch.arange(size)
-            )
+            groups = getattr(self.dataset, 'group_sizes', [])
+            if not self.shuffle:
+                order = torch.arange(size)
+            elif groups:
+                block = (self.batch_size or 16) * self.world_size
+                order = grouped_order(groups, block, generator)
+            else:
+                order = torch.randperm(size, generator=generator)
             # A batch may reach into the next epoch, and beyond it where videos take turns.
             self._orders = dict([*self._orders.items()][-2:]) | {key: order}
         return self._orders[key]
+
+
+def grouped_order(groups: Sequence[int], block: int, generator: torch.Generator) -> Tensor:
+    """A random order in which groups of neighbours stay nearly together.
+
+    Groups, in a random order, form four streams, which take turns to give ``block`` items. Within
+    a group, items are shuffled in windows of 64.
+
+    Args:
+        groups: numbers of items, in the order of their indices.
+        block: items that come from one stream in a row.
+        generator: of the random numbers.
+
+    Returns:
+        (sum(groups),) int64, each index once.
+    """
+    starts = [0, *itertools.accumulate(groups)]
+    streams: list[list[Tensor]] = [[] for _ in range(4)]
+    for turn, group in enumerate(torch.randperm(len(groups), generator=generator).tolist()):
+        items = torch.arange(starts[group], starts[group + 1])
+        for window in items.split(64):
+            mixed = window[torch.randperm(len(window), generator=generator)]
+            streams[turn % 4].append(mixed)
+    blocks = [torch.cat(stream).split(block) if stream else () for stream in streams]
+    turns = itertools.zip_longest(*blocks)
+    return torch.cat([items for turn in turns for items in turn if items is not None])

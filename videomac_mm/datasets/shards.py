@@ -106,27 +106,6 @@ def _check_cut_short(path: str, head: bytes, reason: str) -> None:
         raise ValueError(f'a shard must be a tar archive, {path} is none: {reason}')
 
 
-def subfile_url(path: str, offset: int, size: int) -> str:
-    """FFmpeg's name of a part of a local file, such as a video in an archive.
-
-    ``av.open`` reads it in place. It may hold whatever a path can: colons and commas, too. An
-    empty part is no video, and does not open.
-
-    Args:
-        path: of the file.
-        offset: of the part, in bytes.
-        size: of the part, in bytes.
-
-    Raises:
-        ValueError: if offset or size is negative, or both are 0, which FFmpeg takes for the whole
-            file.
-    """
-    if offset < 0 or size < 0 or offset + size == 0:
-        raise ValueError(f'a part must have offset, size >= 0, not both 0; got {offset}, {size}')
-    # Without "file:" a relative path such as a:b.tar would be one of protocol a.
-    return f'subfile,,start,{offset},end,{offset + size},,:file:{path}'
-
-
 # Open downloads of this process, and those of the process from which it was forked. The latter are
 # never let go of: the end of a file backend's context would remove the parent's file.
 _DOWNLOADS: set[ExitStack] = set()

@@ -1,4 +1,4 @@
-"""Unlabelled videos: files, or folders of pictures."""
+"""Unlabelled videos: files, folders of pictures, or files in tar archives."""
 
 import copy
 import logging
@@ -19,6 +19,7 @@ from videomac_mm.datasets.fault_log import Fault, FaultLog
 from videomac_mm.datasets.places import PlacedItems
 from videomac_mm.datasets.readers import fault_of
 from videomac_mm.datasets.sampling import SampleFramePair
+from videomac_mm.datasets.shards import index_shard
 from videomac_mm.registry import DATASETS
 
 VIDEO_EXTENSIONS = (
@@ -26,6 +27,7 @@ VIDEO_EXTENSIONS = (
     *('.flv', '.wmv', '.ts', '.3gp'),
 )
 IMAGE_EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
+EXTENSIONS = dict(videos=VIDEO_EXTENSIONS, frames=IMAGE_EXTENSIONS, shards=('.tar',))
 
 
 @DATASETS.register_module()
@@ -33,11 +35,12 @@ class UnlabelledVideoDataset(PlacedItems, BaseDataset):
     """Unlabelled videos, each item what the pipeline's sampler draws from one of them.
 
     That is a pair of frames (:class:`SampleFramePair`), a clip (:class:`SampleClips`),
-    or several. The pipeline starts from ``filename`` (``source='videos'``) or from
-    ``frame_files``, ``total_frames`` (``source='frames'``)::
+    or several. The pipeline starts from ``filename`` (``source='videos'``), from ``filename``
+    and ``part``, its offset and size in bytes (``source='shards'``), or from ``frame_files``,
+    ``total_frames`` (``source='frames'``)::
 
-        videos  OpenVideo → sampler → DecodeFrames → …
-        frames  sampler → FrameFolderDecode → …
+        videos, shards  OpenVideo → sampler → DecodeFrames → …
+        frames          sampler → FrameFolderDecode → …
 
     and ends in ``inputs`` (V, 3, T, H, W) uint8, V clips of T frames of one video.
 
@@ -70,8 +73,10 @@ class UnlabelledVideoDataset(PlacedItems, BaseDataset):
             found, sorted by path.
         data_prefix: sub-folder of ``data_root`` with the videos, searched with
             all folders below it. Defaults to ''.
-        source: ``'videos'`` or ``'frames'``, one folder of pictures per video, in
-            the order of their names (9.jpg before 10.jpg). Defaults to ``'videos'``.
+        source: ``'videos'``; ``'frames'``, one folder of pictures per video, in
+            the order of their names (9.jpg before 10.jpg); or ``'shards'``, tar archives of video
+            files, not compressed (``ann_file`` then lists archives). Archives are read one after
+            the other (:class:`ResumableSampler`). Defaults to ``'videos'``.
         index_by: ``'video'``: one item per video, drawn from anywhere in it.
             ``'frame'`` (``source='frames'`` only): one item per stored frame
             that has a partner at the (least) interval of the pipeline's
@@ -120,8 +125,8 @@ class UnlabelledVideoDataset(PlacedItems, BaseDataset):
         test_mode: bool = False,
         **kwargs,
     ) -> None:
-        if source not in ('videos', 'frames'):
-            raise ValueError(f"source must be 'videos' or 'frames', got {source!r}")
+        if source not in EXTENSIONS:
+            raise ValueError(f"source must be 'videos', 'frames' or 'shards', got {source!r}")
         if index_by not in ('video', 'frame'):
             raise ValueError(f"index_by must be 'video' or 'frame', got {index_by!r}")
         if index_by == 'frame' and source != 'frames':
@@ -144,6 +149,8 @@ class UnlabelledVideoDataset(PlacedItems, BaseDataset):
         self._num_listed = 0
         self._missed_in_a_row = 0
         self.faults = FaultLog(0)
+        # Videos of each archive, which the sampler keeps together; empty if it need not.
+        self.group_sizes: list[int] = []
         super().__init__(
             ann_file=ann_file,
             data_root=data_root,
@@ -161,6 +168,8 @@ class UnlabelledVideoDataset(PlacedItems, BaseDataset):
         paths = self._read_ann_file() if self.ann_file else self._find()
         if self.source == 'videos':
             return [dict(filename=path) for path in paths]
+        if self.source == 'shards':
+            return self._list_shards(paths)
         if self.index_by == 'video':
             return [dict(frame_dir=path) for path in paths]
         interval = self._least_interval()
@@ -179,8 +188,7 @@ class UnlabelledVideoDataset(PlacedItems, BaseDataset):
     def _find(self) -> list[str]:
         """Paths of all videos, or of all folders that hold pictures; sorted."""
         root = self.data_prefix['root']
-        videos = self.source == 'videos'
-        extensions = VIDEO_EXTENSIONS if videos else IMAGE_EXTENSIONS
+        extensions = EXTENSIONS[self.source]
         files = [
             file
             for file in fileio.list_dir_or_file(
@@ -193,7 +201,8 @@ class UnlabelledVideoDataset(PlacedItems, BaseDataset):
                 f'no {self.source} found in {root} or below it; '
                 f'extensions searched: {", ".join(extensions)}'
             )
-        names = files if videos else {posixpath.dirname(file) for file in files}
+        frames = self.source == 'frames'
+        names = {posixpath.dirname(file) for file in files} if frames else files
         return [self._join(root, name) for name in sorted(names)]
 
     def _read_ann_file(self) -> list[str]:
@@ -211,6 +220,29 @@ class UnlabelledVideoDataset(PlacedItems, BaseDataset):
         if not paths:
             raise ValueError(f'ann_file lists nothing: {self.ann_file}')
         return paths
+
+    def _list_shards(self, paths: list[str]) -> list[dict]:
+        items = []
+        for path in paths:
+            shard = index_shard(path, VIDEO_EXTENSIONS, self.backend_args)
+            if not shard.whole:
+                print_log(
+                    f'{path} is cut short or damaged: the first {len(shard.members)} videos are '
+                    'used',
+                    logger='current',
+                    level=logging.WARNING,
+                )
+            self.group_sizes.append(len(shard.members))
+            items += [
+                dict(filename=path, member=name, part=(offset, size))
+                for name, offset, size in shard.members
+            ]
+        if not items:
+            raise ValueError(
+                f'no videos found in {len(paths)} archives under {self.data_prefix["root"]}; '
+                f'extensions searched: {", ".join(VIDEO_EXTENSIONS)}'
+            )
+        return items
 
     def _list_frames(self, folder: str) -> list[str]:
         """Paths of a folder's pictures, listed once as long as there is room to keep them."""
@@ -260,10 +292,12 @@ class UnlabelledVideoDataset(PlacedItems, BaseDataset):
 
     def get_subset_(self, indices: Sequence[int] | int) -> None:
         super().get_subset_(indices)
+        self.group_sizes = []
         self._forget_faults()
 
     def get_subset(self, indices: Sequence[int] | int) -> 'UnlabelledVideoDataset':
         subset = super().get_subset(indices)
+        subset.group_sizes = []
         subset._forget_faults()
         return subset
 
@@ -424,4 +458,6 @@ def by_numbers(name: str) -> list[int | str]:
 
 
 def _path_of(info: dict) -> str:
+    if 'member' in info:
+        return f'{info["filename"]}: {info["member"]}'
     return info.get('filename') or info['frame_dir']

@@ -121,8 +121,7 @@ class PyAVReader:
 
         url = self.path
         if self.part is not None:
-            start, size = self.part
-            url = f'subfile,,start,{start},end,{start + size},,:{self.path}'
+            url = part_url(self.path, *self.part)
         self.container = av.open(url)
         if not self.container.streams.video:
             raise UnusableVideoError(f'no video stream in {self.path}')
@@ -256,6 +255,18 @@ class PyAVReader:
             return itertools.chain([first], packets)
         self._open()
         return self.container.demux(self.stream)
+
+
+def part_url(path: str, offset: int, size: int) -> str:
+    """FFmpeg's name of a part of a local file, which it reads in place.
+
+    Raises:
+        UnusableVideoError: if the part is empty.
+    """
+    if size < 1:
+        raise UnusableVideoError(f'a video of {size} bytes at {offset} of {path}')
+    # Without "file:" a relative path such as a:b.tar would be one of protocol a.
+    return f'subfile,,start,{offset},end,{offset + size},,:file:{path}'
 
 
 def raw(frame: Any, planar: bool) -> RawFrame:
