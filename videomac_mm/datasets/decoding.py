@@ -94,8 +94,10 @@ class OpenVideo(BaseTransform):
             return self._read(self.shards.local_path(name), part)
         with ExitStack() as stack:
             path = fileio.get_local_path(name, backend_args=self.backend_args)
-            reader = self._read(stack.enter_context(path))
-            weakref.finalize(reader, stack.pop_all().close)
+            path = stack.enter_context(path)
+            reader = self._read(path)
+            if path != name:  # a download, to be kept as long as the reader is
+                weakref.finalize(reader, stack.pop_all().close)
         return reader
 
     def _read(self, path: str, part: tuple[int, int] | None = None) -> VideoReader:

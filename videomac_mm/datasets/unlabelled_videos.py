@@ -2,12 +2,13 @@
 
 import copy
 import logging
+import os
 import posixpath
 import random
 import re
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -189,13 +190,12 @@ class UnlabelledVideoDataset(PlacedItems, BaseDataset):
         """Paths of all videos, or of all folders that hold pictures; sorted."""
         root = self.data_prefix['root']
         extensions = EXTENSIONS[self.source]
-        files = [
-            file
-            for file in fileio.list_dir_or_file(
-                root, list_dir=False, recursive=True, backend_args=self.backend_args
-            )
-            if file.lower().endswith(extensions)
-        ]
+        backend = fileio.get_file_backend(root, backend_args=self.backend_args)
+        if isinstance(backend, fileio.LocalBackend):
+            found = files_below(root)
+        else:
+            found = backend.list_dir_or_file(root, list_dir=False, recursive=True)
+        files = [file for file in found if file.lower().endswith(extensions)]
         if not files:
             raise ValueError(
                 f'no {self.source} found in {root} or below it; '
@@ -431,6 +431,31 @@ class UnlabelledVideoDataset(PlacedItems, BaseDataset):
             self.check_share()
         except RuntimeError as too_many:
             raise RuntimeError(f'{too_many}; the last failed with {reason}') from err
+
+
+def files_below(root: str) -> Iterator[str]:
+    """Paths relative to a local folder of all that is no folder, but for hidden files.
+
+    Links to folders are followed, but no folder is entered twice. What cannot be read, such as a
+    broken link, is there, to be named when it is drawn.
+
+    Raises:
+        OSError: if a folder cannot be listed.
+    """
+    entered = set()
+
+    def fail(err: OSError) -> None:
+        raise err
+
+    for folder, folders, files in os.walk(root, onerror=fail, followlinks=True):
+        entered.add(os.path.realpath(folder))
+        folders[:] = [
+            name for name in folders if os.path.realpath(os.path.join(folder, name)) not in entered
+        ]
+        inner = os.path.relpath(folder, root)
+        for name in files:
+            if not name.startswith('.'):
+                yield name if inner == '.' else posixpath.join(inner, name)
 
 
 def divide_clips(sample: dict, parts: int) -> list[dict]:
