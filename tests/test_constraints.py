@@ -58,3 +58,22 @@ def test_constraints__pin_every_package_that_is_brought_in(pins, wanted):
                 waiting.append(inner)
     assert not unpinned
     assert len(seen) > 80
+
+
+@pytest.mark.parametrize(
+    'machine, has_decord',
+    [('x86_64', True), ('AMD64', True), ('aarch64', False), ('arm64', False)],
+)
+def test_setup__asks_for_decord_where_there_are_wheels(wanted, machine, has_decord):
+    """And for mmaction2, which asks for it; what else mmaction2 wants is asked for everywhere."""
+    environment = dict(extra='', platform_machine=machine)
+    names = {
+        plain(wish.name)
+        for wish in map(requirements.Requirement, wanted)
+        if not wish.marker or wish.marker.evaluate(environment)
+    }
+    assert ('decord' in names) == ('mmaction2' in names) == has_decord
+    for line in requires('mmaction2'):
+        wish = requirements.Requirement(line)
+        if not wish.marker and plain(wish.name) not in ('decord', 'opencv-contrib-python'):
+            assert plain(wish.name) in names, line

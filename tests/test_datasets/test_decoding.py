@@ -1,5 +1,7 @@
 import copy
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -172,3 +174,36 @@ def test_cache__copies_begin_empty(tmp_path, copied):
 def test_cache__bad_bounds_are_named(max_bytes):
     with pytest.raises(ValueError, match=f'at least 0, got {max_bytes}'):
         BoundedStore(max_bytes)
+
+
+WITHOUT_DECORD = """
+import pkgutil, sys
+sys.modules['decord'] = None
+import videomac_mm
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+for module in pkgutil.walk_packages(videomac_mm.__path__, 'videomac_mm.'):
+    if not module.name.endswith('decoder'):  # a script
+        __import__(module.name)
+init_default_scope('videomac_mm')
+config = Config.fromfile(sys.argv[1])
+dataset = config.train_dataloader.dataset
+dataset.data_root = sys.argv[2]
+from videomac_mm.registry import DATASETS
+print(DATASETS.build(dataset)[0]['inputs'].shape)
+from videomac_mm.datasets import OpenVideo
+try:
+    OpenVideo(backend='decord')
+except ImportError as err:
+    print(err)
+"""
+
+
+def test_open_video__does_without_decord(tmp_path, root, write_video):
+    write_video(tmp_path / 'v.mp4', num_frames=30)
+    config = root / 'configs/_base_/datasets/video_pairs_224.py'
+    command = [sys.executable, '-c', WITHOUT_DECORD, str(config), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert 'torch.Size([1, 3, 2, 224, 224])' in done.stdout
+    assert "backend='decord' needs decord (pip install decord)" in done.stdout
