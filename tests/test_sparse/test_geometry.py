@@ -77,6 +77,8 @@ def test_halo_places__are_window_rows_reversed(side, before, after):
 def test_errors__name_what_was_given():
     with pytest.raises(TypeError, match='bool.*got torch.float32'):
         VisiblePatches(torch.zeros(1, 2, 2))
+    with pytest.raises(TypeError, match='must be bool .*, a tensor, got list'):
+        VisiblePatches.of([[[True, False]]])
     with pytest.raises(ValueError, match=r'got \(2, 2\)'):
         VisiblePatches(torch.zeros(2, 2, dtype=torch.bool))
     with pytest.raises(ValueError, match='hides every patch'):

@@ -38,8 +38,9 @@ class VisiblePatches:
     # follows has shapes that they know.
     @torch.compiler.disable
     def __init__(self, mask: Tensor) -> None:
-        if mask.dtype != torch.bool:
-            raise TypeError(f'mask must be bool (True = hidden), got {mask.dtype}')
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+            found = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+            raise TypeError(f'mask must be bool (True = hidden), a tensor, got {found}')
         if mask.ndim not in (3, 4):
             raise ValueError(
                 f'mask must have shape (B, h, w) or (B, t, h, w), got {tuple(mask.shape)}'
