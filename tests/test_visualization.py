@@ -1,4 +1,8 @@
+import errno
+import io
 import math
+import os
+import warnings
 from fractions import Fraction
 
 import av
@@ -7,7 +11,7 @@ import pytest
 
 import videomac_mm  # noqa: F401  repairs OpenMMLab before anything else imports it
 from videomac_mm import visualization
-from videomac_mm.datasets import open_video
+from videomac_mm.datasets import SyntheticVideo, open_video
 from videomac_mm.visualization import (
     PALETTE,
     ContactSheet,
@@ -130,17 +134,90 @@ def test_video_writer__finishes_what_was_written_before_an_error(tmp_path):
     assert not (tmp_path / 'none.mp4').exists(), 'a film of no frames is no file'
 
 
-def test_video_writer__without_h264_says_so(tmp_path, monkeypatch):
+@pytest.mark.parametrize('fps', [0.5, 12, 23.976, 29.97, 30000 / 1001, np.float32(24)])
+def test_video_writer__keeps_the_rate_of_any_number_of_frames(tmp_path, fps):
+    for number in (1, 3):
+        with VideoWriter(tmp_path / 'a.mp4', fps) as writer:
+            for value in range(number):
+                writer.write(grey(60 * value))
+        reader = open_video(tmp_path / 'a.mp4')
+        assert len(reader) == number
+        assert reader.fps == pytest.approx(float(fps), rel=1e-9)
+
+
+def test_video_writer__takes_any_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ('run:1.mp4', 'ä %d.mp4', 'file:b.mp4'):  # the first is no protocol of FFmpeg
+        with VideoWriter(name) as writer:
+            writer.write(grey(0))
+        with av.open(str(tmp_path / name)) as container:
+            assert container.streams.video[0].frames == 1
+
+
+@pytest.mark.skipif(not hasattr(os, 'geteuid') or os.geteuid() == 0, reason='root may do all')
+def test_video_writer__names_the_film_where_it_may_not_write(tmp_path):
+    (tmp_path / 'closed').mkdir(mode=0o500)
+    with pytest.raises(OSError, match=r'cannot write .*a\.mp4 \(30x20 .*Permission denied'):
+        VideoWriter(tmp_path / 'closed' / 'a.mp4').write(grey(0))
+
+
+@pytest.mark.parametrize('room', [0, 50_000])
+def test_video_writer__closes_the_file_when_the_disk_is_full(tmp_path, monkeypatch, room):
+    files = []
+
+    class Full(visualization._File):
+        def write(self, data):
+            files.append(self)
+            if self.tell() + len(data) > room:
+                raise OSError(errno.ENOSPC, 'No space left on device')
+            return super().write(data)
+
+    monkeypatch.setattr(visualization, '_File', Full)
+    noise = np.random.default_rng(0).integers(0, 256, (100, 96, 96, 3), dtype=np.uint8)
+    writer = VideoWriter(tmp_path / 'a.mp4')
+    with pytest.raises(OSError, match=r'cannot write .*a\.mp4 \(96x96 .*No space left'):
+        for picture in noise:
+            writer.write(picture)
+    assert files[-1].closed
+    writer.close()
+
+
+def test_video_writer__writes_all_of_what_the_system_takes_in_parts(tmp_path, monkeypatch):
+    class System(io.FileIO):
+        def write(self, data):
+            return super().write(data[:100])
+
+    class File(visualization._File, System):
+        pass
+
+    monkeypatch.setattr(visualization, '_File', File)
+    with VideoWriter(tmp_path / 'a.mp4') as writer:
+        for value in range(5):
+            writer.write(grey(50 * value))
+    assert len(open_video(tmp_path / 'a.mp4')) == 5
+
+
+def test_video_writer__without_h264_says_so_once_and_keeps_the_quality(tmp_path, monkeypatch):
+    video = SyntheticVideo(0, 12, (128, 128))
+    film = [video.frame(t) for t in range(12)]
     monkeypatch.setattr(av, 'codecs_available', av.codecs_available - {'libx264', 'libopenh264'})
     visualization._encoder.cache_clear()
     try:
         with pytest.warns(UserWarning, match='MPEG-4, which browsers do not play'):
             with VideoWriter(tmp_path / 'a.mp4') as writer:
+                for picture in film:
+                    writer.write(picture)
+        with warnings.catch_warnings():
+            warnings.simplefilter('error')  # once is enough
+            with VideoWriter(tmp_path / 'b.mp4') as writer:
                 writer.write(grey(0))
     finally:
         visualization._encoder.cache_clear()
     with av.open(str(tmp_path / 'a.mp4')) as container:
         assert container.streams.video[0].codec_context.name == 'mpeg4'
+        decoded = [picture.to_ndarray(format='rgb24') for picture in container.decode(video=0)]
+    error = np.mean((np.array(decoded, float) - film) ** 2)
+    assert 10 * math.log10(255**2 / error) > 32, 'dB; 27 with the usual options of FFmpeg'
 
 
 def test_video_writer__says_what_is_wrong(tmp_path):
@@ -149,12 +226,19 @@ def test_video_writer__says_what_is_wrong(tmp_path):
     for fps in (0, -1, math.nan, math.inf):
         with pytest.raises(ValueError, match=f'fps must be positive, got {fps}'):
             VideoWriter('a.mp4', fps=fps)
-    for frame in (grey(0)[..., 0], grey(0).astype(np.float32)):
+    for fps in (1e-4, 1e6):
+        with pytest.raises(ValueError, match=r'fps must lie in \[0.001, 65535\], got'):
+            VideoWriter('a.mp4', fps=fps)
+    for frame in (grey(0)[..., 0], grey(0).astype(np.float32), grey(0)[:0]):
         with pytest.raises(ValueError, match=r'must be \(H, W, 3\) uint8, got'):
             VideoWriter(tmp_path / 'b.mp4').write(frame)
     (tmp_path / 'folder.mp4').mkdir()
     with pytest.raises(OSError, match=r'cannot write .*folder.mp4 \(30x20 pixels'):
         VideoWriter(tmp_path / 'folder.mp4').write(grey(0))
+    (tmp_path / 'file').touch()
+    for path in (tmp_path / 'file' / 'a.mp4', tmp_path / 'file' / 'b' / 'a.mp4'):
+        with pytest.raises(OSError, match=r'cannot write .*a.mp4 \(30x20 pixels'):
+            VideoWriter(path).write(grey(0))
     with VideoWriter(tmp_path / 'a.mp4') as writer:
         writer.write(grey(0))
         with pytest.raises(ValueError, match=r'the first has \(20, 30, 3\), another \(30, 30, 3\)'):

@@ -3,10 +3,13 @@
 Frames are (H, W, 3) uint8 RGB throughout.
 """
 
+import contextlib
 import functools
+import io
 import math
 import os
 import warnings
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,12 @@ from videomac_mm.evaluation.functional import davis_palette
 
 PALETTE = davis_palette()
 _BT709, _LIMITED_RANGE = 1, 1  # as FFmpeg numbers them
+# Encoders, the best one first, with the options for about the same quality: each has its own.
+_ENCODERS = {
+    'libx264': {'crf': '18'},
+    'libopenh264': {'qmin': '12', 'qmax': '24'},
+    'mpeg4': {'qmin': '2', 'qmax': '3'},
+}
 
 
 def draw_mask(
@@ -88,14 +97,17 @@ class VideoWriter:
     """An mp4 file that is written frame after frame, in H.264, which browsers and notebooks play.
 
     The format takes even sizes only: the last row or column is repeated where needed. To be
-    used in a ``with`` block, or closed; players cannot open the file before.
+    used in a ``with`` block, or closed; players cannot open the file before. An exception that
+    leaves the block finishes the film written so far. A film of no frames leaves no file.
 
     Args:
         path: ends in ``.mp4``; its folder is made.
-        fps: frames per second. Defaults to 24, as DAVIS.
+        fps: frames per second, in [0.001, 65535]. The nearest fraction with a denominator of at
+            most 1001 is stored. Defaults to 24, as DAVIS.
 
     Raises:
-        ValueError: if ``path`` ends in something else, or ``fps`` is not positive.
+        ValueError: if ``path`` ends in something else, or ``fps`` is not positive, not finite or
+            out of range.
     """
 
     def __init__(self, path: str | os.PathLike, fps: float = 24.0) -> None:
@@ -104,43 +116,62 @@ class VideoWriter:
             raise ValueError(f"the name of a video must end in '.mp4', got {str(path)!r}")
         if not 0 < fps < math.inf:
             raise ValueError(f'fps must be positive, got {fps}')
+        if not 0.001 <= fps <= 65535:
+            # PyAV would take a rate that is rounded to 0 for 24.
+            raise ValueError(f'fps must lie in [0.001, 65535], got {fps}')
         self.fps = fps
+        self._file: _File | None = None
         self._container: Any = None
         self._shape: tuple[int, ...] = ()
 
     def write(self, frame: np.ndarray) -> None:
         """Append a frame.
 
+        Args:
+            frame (H, W, 3): uint8 RGB, left as it is.
+
         Raises:
-            OSError: if the file cannot be written.
+            OSError: if the file cannot be written. It is closed then.
             ValueError: if the frame is not (H, W, 3) uint8, or differs from the first one in size.
         """
         import av
 
-        if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+        if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or not frame.size:
             raise ValueError(
                 f'a frame must be (H, W, 3) uint8, got {frame.dtype} of shape {frame.shape}'
             )
         height, width = frame.shape[:2]
         if self._container is None:
             self._shape = frame.shape
-            self._open(width + width % 2, height + height % 2)
+            with self._named_errors():
+                self._open(width + width % 2, height + height % 2)
         if frame.shape != self._shape:
             raise ValueError(
                 f'the frames of {self.path} must have one shape: the first has {self._shape}, '
                 f'another {frame.shape}'
             )
         even = cv2.copyMakeBorder(frame, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
+        # More threads would be started anew for each frame.
         picture = av.VideoFrame.from_ndarray(even, format='rgb24').reformat(
-            format='yuv420p', dst_colorspace='ITU709', dst_color_range='MPEG'
+            format='yuv420p', dst_colorspace='ITU709', dst_color_range='MPEG', threads=1
         )
-        self._container.mux(self._stream.encode(picture))
+        try:
+            with self._named_errors():
+                self._container.mux(self._stream.encode(picture))
+        except OSError:
+            with contextlib.suppress(OSError):
+                self.close()
+            raise
 
     def close(self) -> None:
-        """Finish the file."""
+        """Finish the file. A second call does nothing.
+
+        Raises:
+            OSError: if the rest of the file cannot be written. It is closed even so.
+        """
         container, self._container = self._container, None
         if container is not None:
-            with container:
+            with self._named_errors(), self._file, container:
                 container.mux(self._stream.encode(None))
 
     def __enter__(self) -> 'VideoWriter':
@@ -152,24 +183,55 @@ class VideoWriter:
     def _open(self, width: int, height: int) -> None:
         import av
 
+        encoder = _encoder()
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        # The index comes first, so that a browser need not load the whole film.
-        container = av.open(str(self.path), 'w', container_options={'movflags': '+faststart'})
-        rate = Fraction(self.fps).limit_denominator(1001)
-        stream = container.add_stream(_encoder(), rate=rate, options={'crf': '18'})
-        stream.width, stream.height, stream.pix_fmt = width, height, 'yuv420p'
-        context = stream.codec_context
-        # Players take large films for BT.709 and small ones for BT.601, unless they are told.
-        context.colorspace = context.color_primaries = context.color_trc = _BT709
-        context.color_range = _LIMITED_RANGE
+        # FFmpeg opens the file once more, by this name, to move the index. A relative name such as
+        # a:b.mp4 would be one of protocol a.
+        file = _File(os.path.abspath(self.path), 'wb')
         try:
+            # The index comes first, so that a browser need not load the whole film.
+            options = {'movflags': '+faststart'}
+            container = av.open(file, 'w', format='mp4', container_options=options)
+            rate = Fraction(float(self.fps)).limit_denominator(1001)
+            stream = container.add_stream(encoder, rate=rate, options=_ENCODERS[encoder])
+            stream.width, stream.height, stream.pix_fmt = width, height, 'yuv420p'
+            context = stream.codec_context
+            # Players take large films for BT.709 and small ones for BT.601, unless they are told.
+            context.colorspace = context.color_primaries = context.color_trc = _BT709
+            context.color_range = _LIMITED_RANGE
             container.start_encoding()
-        except OSError as err:
+        except BaseException:
+            file.close()
+            raise
+        self._file, self._container, self._stream = file, container, stream
+
+    @contextlib.contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        """Turn the errors of the system and of FFmpeg into an OSError that names the film."""
+        import av
+
+        try:
+            yield
+        except (OSError, av.FFmpegError) as err:
+            height, width = (side + side % 2 for side in self._shape[:2])
             raise OSError(
                 f'cannot write {self.path} ({width}x{height} pixels, {self.fps} frames per '
-                f'second): {err.strerror}'
+                f'second): {err}'
             ) from err
-        self._container, self._stream = container, stream
+
+
+class _File(io.FileIO):
+    """A file that takes all it is given, or raises OSError.
+
+    PyAV takes a write that was cut short, as by a full disk, for a whole one. Where it opens the
+    file itself, it leaves it open when the very first write fails.
+    """
+
+    def write(self, data: bytes) -> int:
+        done = 0
+        while done < len(data):
+            done += super().write(data[done:])
+        return done
 
 
 @functools.cache
