@@ -1,3 +1,4 @@
+import gc
 import os
 import sys
 import weakref
@@ -179,6 +180,45 @@ def test_open_video__wants_a_file(tmp_path):
         open_video(tmp_path / 'gone.mp4')
     with pytest.raises(ValueError, match="'pyav', 'decord' or 'auto', got 'cv2'"):
         OpenVideo(backend='cv2')
+
+
+@pytest.mark.parametrize(
+    'text',
+    [
+        "ffconcat version 1.0\nfile '{path}'\n",
+        '#EXTM3U\n#EXTINF:1,\n{path}\n#EXT-X-ENDLIST\n',
+        '#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:9/a.ts\n#EXT-X-ENDLIST\n',
+    ],
+)
+def test_reader__a_list_of_other_files_is_no_video(tmp_path, text):
+    """It could name itself, or make this machine ask others for what lies there."""
+    path = tmp_path / 'list.mp4'
+    path.write_text(text.format(path=path))
+    with pytest.raises(UnusableVideoError, match='FFmpeg cannot read .*list.mp4'):
+        open_video(path)
+
+
+def test_reader__lets_go_of_its_file_at_once(tmp_path):
+    files = [encode(tmp_path / f'{i}.mp4', 4) for i in range(2)]
+    gc.disable()
+    try:
+        before = len(os.listdir('/proc/self/fd'))
+        for file in files * 20:
+            reader = PyAVReader(file)
+            reader.read([1])
+        del reader
+        assert len(os.listdir('/proc/self/fd')) == before
+    finally:
+        gc.enable()
+
+
+def test_reader__reads_while_it_is_iterated_over(tmp_path):
+    file = encode(tmp_path / 'v.mp4', 12)
+    reader, got = PyAVReader(file), []
+    for number, frame in enumerate(reader):
+        got.append(frame)
+        np.testing.assert_array_equal(reader.read([11 - number])[0], in_sequence(file)[11 - number])
+    np.testing.assert_array_equal(got, in_sequence(file))
 
 
 # decord counts packets that an edit list cuts off: 149 and 142

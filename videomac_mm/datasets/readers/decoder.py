@@ -22,6 +22,7 @@ class Decoder:
 
     def __init__(self, package: str, memory: int) -> None:
         self.opening = importlib.import_module(f'{package}.opening')
+        self.faults = importlib.import_module(f'{package}.faults')
         self.memory = memory
         self.map: mmap.mmap | None = None
         self.readers: dict[tuple, Any] = {}
@@ -36,7 +37,10 @@ class Decoder:
 
     def read(self, video: tuple, start: int, indices: list[int], planar: bool) -> tuple:
         """Frames, written to the shared memory from ``start`` on."""
-        frames = self._reader(video).read_raw(indices, planar)
+        reader = self._reader(video)
+        if indices and indices[-1] >= len(reader):  # it had so many frames when it was opened
+            raise self.faults.UnusableVideoError(f'{video[0]} is another file than it was')
+        frames = reader.read_raw(indices, planar)
         length = sum(plane.size for frame in frames for plane in frame.planes)
         length = -(-length // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY
         self._grow(start + length)
@@ -88,7 +92,7 @@ def main() -> None:
     folder = Path(__file__).resolve().parent
     sys.path[0] = str(folder.parent)
     decoder = Decoder(folder.name, memory)
-    faults = importlib.import_module(f'{folder.name}.faults')
+    faults = decoder.faults
     while True:
         try:
             wish, video, args, start = connection.recv()

@@ -2,6 +2,7 @@
 
 import errno
 import itertools
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property, wraps
 from typing import Any
@@ -18,9 +19,17 @@ SKIPPING_CODECS = {'h264', 'mpeg4'}
 MIN_VERSION = 17  # before, all colours are taken for BT.601
 # Of FFmpeg's errors, those that are about the file as the system sees it, not about its content.
 OF_THE_SYSTEM = TEMPORARY - {errno.EAGAIN, errno.EINTR} | {
-    *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.EISDIR),
+    *(errno.ENOENT, errno.EACCES, errno.ELOOP, errno.ENOTDIR, errno.EISDIR),
     errno.ENAMETOOLONG,
 }
+# Of FFmpeg's formats, those that are one file. A list of other files, such as a playlist, may name
+# itself, or an address.
+FORMATS = (
+    *('mov', 'matroska', 'avi', 'mpeg', 'mpegts', 'mpegvideo', 'flv', 'asf', 'ogg', 'mxf', 'rm'),
+    *('nut', 'ivf', 'dv', 'wtv', 'swf', 'gxf', 'nsv', 'm4v', 'h264', 'hevc', 'av1', 'obu', 'vc1'),
+    *('mjpeg', 'yuv4mpegpipe', 'gif', 'apng', 'jpeg_pipe', 'png_pipe', 'webp_pipe'),
+)
+OPTIONS = {'format_whitelist': ','.join(FORMATS), 'protocol_whitelist': 'file,subfile'}
 INDICES = IndexStore()
 
 
@@ -49,7 +58,9 @@ def in_our_terms(method: Callable) -> Callable:
         try:
             return method(self, *args, **kwargs)
         except av.FFmpegError as err:
-            if err.errno in OF_THE_SYSTEM:
+            if err.errno == errno.EIO:  # FFmpeg's word for a file that ends too early, too
+                read_through(self.path, self.part)
+            elif err.errno in OF_THE_SYSTEM:
                 raise OSError(err.errno, err.strerror, self.path) from err
             reason = f'{type(err).__name__}: {err.strerror}'
             raise UnusableVideoError(f'FFmpeg cannot read {self.path}: {reason}') from err
@@ -91,7 +102,14 @@ class PyAVReader:
         self.path = path
         self.num_threads = num_threads
         self.part = part
+        self.container: Any = None
         self._start()
+
+    def __del__(self) -> None:
+        # A container of PyAV lies in a cycle: its file and its decoder's frames would stay until
+        # Python looks for cycles, dozens of videos later.
+        if getattr(self, 'container', None) is not None:
+            self.container.close()
 
     @in_our_terms
     def _start(self) -> None:
@@ -122,10 +140,14 @@ class PyAVReader:
         url = self.path
         if self.part is not None:
             url = part_url(self.path, *self.part)
-        self.container = av.open(url)
+        if self.container is not None:
+            self.container.close()
+        self.container = av.open(url, container_options=OPTIONS)
         if not self.container.streams.video:
             raise UnusableVideoError(f'no video stream in {self.path}')
         self.stream = self.container.streams.video[0]
+        if self.stream.codec_context is None:
+            raise UnusableVideoError(f'FFmpeg has no decoder for {self.path}')
         self.stream.codec_context.thread_count = self.num_threads
         self.stream.thread_type = 'SLICE' if self.num_threads == 1 else 'AUTO'
 
@@ -152,7 +174,6 @@ class PyAVReader:
             frames += [raw(frame, planar) for frame in self._decode(start, list(run))]
         return frames
 
-    @in_our_terms
     def __iter__(self) -> Iterator[np.ndarray]:
         """All frames in order, each decoded once: (H, W, 3) uint8 RGB.
 
@@ -161,8 +182,8 @@ class PyAVReader:
         """
         from .frames import upright
 
-        self._open()
-        return (upright(raw(frame, planar=False)) for frame in self._one_pass())
+        apart = PyAVReader(self.path, self.num_threads, self.part)  # reads may come in between
+        return (upright(raw(frame, planar=False)) for frame in apart._one_pass())
 
     def _one_pass(self) -> Iterator:
         index, number = self.index, 0
@@ -183,6 +204,7 @@ class PyAVReader:
             raise UnusableVideoError(f'cannot decode {missing} of {self.path}')
 
     def _all_frames(self) -> Iterator:
+        self._open()
         yield from self.container.decode(self.stream)
 
     @in_our_terms
@@ -255,6 +277,15 @@ class PyAVReader:
             return itertools.chain([first], packets)
         self._open()
         return self.container.demux(self.stream)
+
+
+def read_through(path: str, part: tuple[int, int] | None) -> None:
+    """Read a file, or a part of one, for the system's own errors."""
+    offset, left = part or (0, os.path.getsize(path))
+    with open(path, 'rb') as file:
+        file.seek(offset)
+        while left > 0 and (data := file.read(min(left, 2**20))):
+            left -= len(data)
 
 
 def part_url(path: str, offset: int, size: int) -> str:
