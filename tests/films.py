@@ -14,12 +14,14 @@ def encode(
     num_frames: int = 40,
     pix_fmt: str = 'yuv420p',
     size: tuple[int, int] = (48, 64),
+    title: str = '',
     **options,
 ) -> str:
     """H.264 with B-frames that are referred to and such that are not, a key frame every 12."""
     video = SyntheticVideo(0, num_frames, size)
     options = {'g': '12', 'bf': '3', 'b-pyramid': 'normal', 'sc_threshold': '0', **options}
     with av.open(str(path), 'w') as container:
+        container.metadata['title'] = title
         stream = container.add_stream('libx264', rate=25, options=options)
         stream.height, stream.width, stream.pix_fmt = *size, pix_fmt
         stream.codec_context.time_base = Fraction(1, 25)

@@ -198,6 +198,14 @@ def test_reader__a_list_of_other_files_is_no_video(tmp_path, text):
         open_video(path)
 
 
+def test_reader__a_title_need_not_be_utf8(tmp_path):
+    file = Path(encode(tmp_path / 'v.mkv', 4, title='a title of its own'))
+    data = file.read_bytes()
+    assert b'title of its' in data
+    file.write_bytes(data.replace(b'title of its', b't\xeftle \xc3f its'))
+    assert len(open_video(file).read([1, 3])) == 2
+
+
 def test_reader__lets_go_of_its_file_at_once(tmp_path):
     files = [encode(tmp_path / f'{i}.mp4', 4) for i in range(2)]
     gc.disable()

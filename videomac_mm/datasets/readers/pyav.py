@@ -142,7 +142,8 @@ class PyAVReader:
             url = part_url(self.path, *self.part)
         if self.container is not None:
             self.container.close()
-        self.container = av.open(url, container_options=OPTIONS)
+        # A title need not be UTF-8.
+        self.container = av.open(url, container_options=OPTIONS, metadata_errors='replace')
         if not self.container.streams.video:
             raise UnusableVideoError(f'no video stream in {self.path}')
         self.stream = self.container.streams.video[0]
