@@ -117,9 +117,14 @@ def test_remote__interrupted_it_takes_no_late_answer_for_another(file):
     os.kill(decoder_pid(), signal.SIGSTOP)
     main = threading.main_thread().ident
     timer = threading.Timer(0.3, signal.pthread_kill, (main, signal.SIGINT))
-    timer.start()
-    with pytest.raises(KeyboardInterrupt):
-        reader.read([0])
+    # A process started in the background ignores SIGINT.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            reader.read([0])
+    finally:
+        signal.signal(signal.SIGINT, before)
     np.testing.assert_array_equal(reader.read([5]), [in_sequence(file)[5]])
 
 
