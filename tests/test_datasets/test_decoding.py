@@ -13,6 +13,7 @@ from tests.films import encode, in_sequence
 from videomac_mm.datasets import (
     DecodeFrames,
     FrameFolderDecode,
+    OpenResidentVideo,
     OpenVideo,
     UnusableVideoError,
     open_video,
@@ -174,6 +175,11 @@ def test_cache__copies_begin_empty(tmp_path, copied):
 def test_cache__bad_bounds_are_named(max_bytes):
     with pytest.raises(ValueError, match=f'at least 0, got {max_bytes}'):
         BoundedStore(max_bytes)
+
+
+def test_open_resident_video__refuses_parts_of_files(tmp_path):
+    with pytest.raises(ValueError, match='files of their own, got a part of a.tar'):
+        OpenResidentVideo()(dict(filename='a.tar', part=(0, 10)))
 
 
 WITHOUT_DECORD = """

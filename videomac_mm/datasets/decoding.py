@@ -145,6 +145,8 @@ class OpenResidentVideo(OpenVideo):
         self.known: dict[str, KeptFrames] = {}
 
     def _open(self, name: str, part: tuple[int, int] | None) -> KeptFrames:
+        if part is not None:  # videos are told apart by their paths alone
+            raise ValueError(f'resident videos must be files of their own, got a part of {name}')
         if name not in self.known:
             reader = super()._open(name, part)
             frames = [ResidentFrame(number, reader.size) for number in range(len(reader))]

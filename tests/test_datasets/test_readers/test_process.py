@@ -128,6 +128,14 @@ def test_remote__interrupted_it_takes_no_late_answer_for_another(file):
     np.testing.assert_array_equal(reader.read([5]), [in_sequence(file)[5]])
 
 
+def test_remote__does_without_memory_files_of_linux(file, monkeypatch):
+    monkeypatch.delattr(os, 'memfd_create')
+    DecoderProcess.of_this_process().stop()
+    got = open_video(file, time_limit=60).read([0, 7])
+    np.testing.assert_array_equal(got, [in_sequence(file)[i] for i in (0, 7)])
+    DecoderProcess.of_this_process().stop()
+
+
 def test_remote__errors_are_told(tmp_path, file):
     (tmp_path / 'text.mp4').write_text('no video ' * 100)
     with pytest.raises(UnusableVideoError, match='FFmpeg cannot read .*text.mp4'):

@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import weakref
 from collections.abc import Sequence
 from multiprocessing.connection import Connection, Pipe
@@ -87,7 +88,7 @@ class DecoderProcess:
         self._in_use: list[tuple[weakref.ref, int]] = []
 
     def _start(self) -> None:
-        self._memory = os.memfd_create('videomac_mm frames')
+        self._memory = shared_memory()
         self._in_use = []
         self._connection, theirs = Pipe()
         command = [sys.executable, str(Path(__file__).with_name('decoder.py'))]
@@ -165,6 +166,14 @@ class DecoderProcess:
             )
             result.append(RawFrame(tuple(arrays), *rest))
         return result
+
+
+def shared_memory() -> int:
+    """A file without a name, to be shared with another process: its number, to be closed."""
+    if hasattr(os, 'memfd_create'):
+        return os.memfd_create('videomac_mm frames')
+    with tempfile.TemporaryFile() as file:  # macOS
+        return os.dup(file.fileno())
 
 
 def _name_of(status: int | None) -> str:
